@@ -1,0 +1,48 @@
+"""Training recipes. Names follow the papers' and transformers' own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from shallow_signals.config.base import Closed
+
+
+class Lora(Closed):
+    """A low-rank adapter on all linear layers (peft)."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+
+class Recipe(Closed):
+    """What reward models and DPO share."""
+
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    epochs: float = Field(default=1.0, gt=0)
+    schedule: Literal["cosine", "cosine_with_min_lr", "linear", "constant_with_warmup"] = "cosine"
+    min_lr_ratio: float = Field(default=0.0, ge=0, lt=1)  # read by cosine_with_min_lr only
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    optimizer: Literal["adamw_torch", "paged_adamw_32bit"] = "adamw_torch"  # on CPU adamw_torch stands in
+    global_batch: int = Field(ge=1)  # pairs per optimiser step, over all GPUs
+    max_length: int = Field(ge=8)  # tokens of prompt + response + closing; cut on the left
+    weights: Literal["float32", "bfloat16"] = "float32"  # the type the weights are kept and updated in
+    compute: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the device is fast at it
+    end_of_turn: Literal["keep", "drop"] = "keep"  # whether a cut response is closed as a whole one is
+    lora: Lora | None = None
+    # Performance settings: they change the speed, not the gradient.
+    micro_batch: int = Field(default=8, ge=1)  # pairs per forward pass
+    sort_in_step: bool = True
+    share_prompt: bool = True
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = Field(default=50, ge=1)  # optimiser steps between resumable states
+
+
+class RewardRecipe(Recipe):
+    """A Bradley-Terry reward model."""

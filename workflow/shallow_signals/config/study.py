@@ -1,0 +1,145 @@
+"""The whole configuration: named parts, and lists that select what a run does."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from shallow_signals.config.base import Closed
+from shallow_signals.config.recipes import RewardRecipe
+from shallow_signals.config.sources import Dataset, Model
+from shallow_signals.config.truncation import parse
+
+
+def _truncation_name(name: str) -> str:
+    parse(name)
+    return name
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$")]  # stands in file paths
+TruncationName = Annotated[str, AfterValidator(_truncation_name)]
+Percent = Annotated[int, Field(ge=1, le=100)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class Statistics(Closed):
+    """How intervals are made."""
+
+    resamples: int = Field(default=2000, ge=100)
+    seed: int = Field(default=20250521, ge=0)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    comparable_margin: float = Field(
+        default=0.02, gt=0, lt=0.5
+    )  # "comparable": the interval lies above minus this
+    min_clusters: int = Field(default=30, ge=2)  # below: a t-interval over clusters
+
+
+class Benchmark(Closed):
+    """A benchmark of fixed pairs with subsets, scored by section."""
+
+    label: str
+    dataset: Name
+    rules: Literal["rewardbench", "planted"]  # which table of sections, counts and weights
+    rows: int | None = Field(default=None, ge=1)  # a fixed sample, stratified by subset
+
+
+class RewardExperiment(Closed):
+    """Reward models of one data set and base model at several truncations and seeds."""
+
+    dataset: Name
+    model: Name
+    recipe: Name
+    truncations: list[TruncationName] = Field(min_length=1)
+    seeds: Seeds = [42]
+    extra_seeds: dict[TruncationName, Seeds] = {}  # seeds beyond `seeds`, for some truncations only
+    benchmarks: list[Name] = []
+    heldout: bool = True  # also scored on the data set's own held-out pairs
+
+    def seeds_of(self, truncation: str) -> list[int]:
+        """All seeds of one truncation, in order, without repeats."""
+        return list(dict.fromkeys([*self.seeds, *self.extra_seeds.get(truncation, [])]))
+
+
+class Probe(Closed):
+    """A bag-of-n-grams Bradley-Terry probe of one data set."""
+
+    dataset: Name
+    sides: list[Literal["head", "tail", "window"]] = ["head", "tail", "window"]
+    ratios: list[Percent] = [10, 20, 25, 33, 40, 50, 60, 75]
+    folds: int = Field(default=5, ge=2)
+    seed: int = Field(default=0, ge=0)
+    hold_out_generators: bool = False  # besides the plain split, one where generators are held out too
+    rows: int | None = Field(default=None, ge=10)  # a subset, drawn by hash of the pair's content
+
+
+class Tables(Closed):
+    """Which experiments each table shows, in order; an empty list leaves the table out of the run."""
+
+    table1: list[Name] = []
+    table2: list[Name] = []
+    table4: list[Name] = []
+    controls: list[Name] = []
+
+
+class Study(Closed):
+    """One run of the study."""
+
+    run: Name  # results/<run>/
+    data_root: str | None = None  # a folder that holds the `offline` files of the data sets
+    require_pinned: bool = False  # refuse to start while a hub revision is unknown
+    process_per: Literal["model", "experiment"] = "model"  # small models may share one process
+    statistics: Statistics = Statistics()
+    cuts: list[Percent] = [
+        5,
+        10,
+        15,
+        20,
+        25,
+        30,
+        33,
+        40,
+        50,
+        60,
+        70,
+        80,
+        90,
+        100,
+    ]  # where score curves are read
+    models: dict[Name, Model]
+    datasets: dict[Name, Dataset]
+    benchmarks: dict[Name, Benchmark] = {}
+    reward_recipes: dict[Name, RewardRecipe] = {}
+    reward_models: dict[Name, RewardExperiment] = {}
+    probes: dict[Name, Probe] = {}
+    tables: Tables = Tables()
+    probe: list[Name] = []  # the probes of this run
+    checks: list[Literal["planted", "shuffled"]] = []  # instruments held against a known truth
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        def known(where: str, name: str, among: dict[str, object]) -> None:
+            if name not in among:
+                raise ValueError(
+                    f"{where}: '{name}' is not defined; allowed: {', '.join(sorted(among)) or 'none'}"
+                )
+
+        for key, benchmark in self.benchmarks.items():
+            known(f"benchmarks.{key}.dataset", benchmark.dataset, dict(self.datasets))
+        for key, experiment in self.reward_models.items():
+            known(f"reward_models.{key}.dataset", experiment.dataset, dict(self.datasets))
+            known(f"reward_models.{key}.model", experiment.model, dict(self.models))
+            known(f"reward_models.{key}.recipe", experiment.recipe, dict(self.reward_recipes))
+            for name in experiment.benchmarks:
+                known(f"reward_models.{key}.benchmarks", name, dict(self.benchmarks))
+            for name in experiment.truncations:
+                if parse(name).kind == "topshare":
+                    raise ValueError(f"reward_models.{key}.truncations: '{name}' is for scoring only")
+        for key, probe in self.probes.items():
+            known(f"probes.{key}.dataset", probe.dataset, dict(self.datasets))
+        for table, names in self.tables.model_dump().items():
+            for name in names:
+                known(f"tables.{table}", name, dict(self.reward_models))
+        for name in self.probe:
+            known("probe", name, dict(self.probes))
+        return self

@@ -1,0 +1,1 @@
+"""Raw data to pairs, truncations and shards."""
