@@ -24,9 +24,7 @@ def load_study(config: Mapping[str, Any]) -> Study:
         return Study.model_validate(dict(config))
     except ValidationError as error:
         lines = [_explain(dict(item)) for item in error.errors()]
-        raise ConfigError(
-            "the configuration is wrong:\n" + "\n".join(f"  {line}" for line in lines)
-        ) from None
+        raise ConfigError("the configuration is wrong:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
 def config_hash(value: BaseModel | Mapping[str, Any]) -> str:

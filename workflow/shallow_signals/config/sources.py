@@ -69,9 +69,7 @@ class PlantedSource(Closed):
     pairs: int = Field(ge=1)
     test_pairs: int = Field(ge=1)
     seed: int = Field(ge=0)
-    persistence: float = Field(
-        default=0.0, ge=0.0, lt=1.0
-    )  # chance that a sentence repeats its predecessor's quality
+    persistence: float = Field(default=0.0, ge=0.0, lt=1.0)  # chance that a sentence repeats its predecessor's quality
     decay: float = Field(default=0.6, gt=0.0, le=1.0)  # weight ratio of neighbouring sentences (front, back)
     sharpness: float = Field(default=3.0, gt=0.0)  # Bradley-Terry scale of the true reward
     aspect: Aspect | None = None
@@ -138,6 +136,4 @@ class Model(Closed):
 
     label: str
     source: ModelSource
-    bos: Literal["auto", "never"] = (
-        "auto"  # auto: exactly once, if the tokenizer has one that it or its template adds
-    )
+    bos: Literal["auto", "never"] = "auto"  # auto: exactly once, if the tokenizer has one that it or its template adds

@@ -29,9 +29,7 @@ class Statistics(Closed):
     resamples: int = Field(default=2000, ge=100)
     seed: int = Field(default=20250521, ge=0)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    comparable_margin: float = Field(
-        default=0.02, gt=0, lt=0.5
-    )  # "comparable": the interval lies above minus this
+    comparable_margin: float = Field(default=0.02, gt=0, lt=0.5)  # "comparable": the interval lies above minus this
     min_clusters: int = Field(default=30, ge=2)  # below: a t-interval over clusters
 
 
@@ -120,9 +118,7 @@ class Study(Closed):
     def _names_exist(self) -> Self:
         def known(where: str, name: str, among: dict[str, object]) -> None:
             if name not in among:
-                raise ValueError(
-                    f"{where}: '{name}' is not defined; allowed: {', '.join(sorted(among)) or 'none'}"
-                )
+                raise ValueError(f"{where}: '{name}' is not defined; allowed: {', '.join(sorted(among)) or 'none'}")
 
         for key, benchmark in self.benchmarks.items():
             known(f"benchmarks.{key}.dataset", benchmark.dataset, dict(self.datasets))
