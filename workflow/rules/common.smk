@@ -1,0 +1,131 @@
+# Functions that the rule files share; no rules here.
+#
+# `STUDY` is the validated configuration: a wrong key or value ends every call, dry-runs included, with the key, the
+# value and what is allowed.
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
+
+from snakemake.exceptions import WorkflowError
+
+from shallow_signals.config.load import ConfigError, load_study
+from shallow_signals.config.truncation import PATTERN as TRUNCATION_PATTERN
+from shallow_signals.config.truncation import parse as parse_truncation
+from shallow_signals.provenance import code_of
+
+try:
+    STUDY = load_study(config)
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+_pins = Path(workflow.basedir) / "pins.json"
+PINS = json.loads(_pins.read_text()) if _pins.is_file() else {}
+
+
+wildcard_constraints:
+    dataset="[A-Za-z0-9_.]+",
+    model="[A-Za-z0-9_.]+",
+    experiment="[A-Za-z0-9_.]+",
+    benchmark="[A-Za-z0-9_.]+",
+    probe="[A-Za-z0-9_.]+",
+    truncation=TRUNCATION_PATTERN,
+    seed="[0-9]+",
+
+
+def results(path):
+    """A path below this run's results folder."""
+    return f"results/{STUDY.run}/{path}"
+
+
+def log_of(path):
+    """A path below this run's logs, mirroring the results."""
+    return f"logs/{STUDY.run}/{path}.log"
+
+
+def benchmark_of(path):
+    """A path below this run's timings, mirroring the results."""
+    return f"results/{STUDY.run}/benchmarks/{path}.tsv"
+
+
+def code(*modules):
+    """The library files that a step can reach: its inputs, so that an edit runs it again and nothing else."""
+    return [os.path.relpath(path) for path in code_of(*modules)]
+
+
+def plain(model):
+    """A part of the configuration as the plain dictionary that a rule's params hold."""
+    return model.model_dump(mode="json")
+
+
+def pins_of(source):
+    """The pinned revision of a hub source, from pins.json, where the configuration leaves it open."""
+    repo = getattr(source, "repo", None)
+    return {repo: PINS[repo]} if repo in PINS else {}
+
+
+def resources_for(minimum, per_attempt=2):
+    """A resource that grows with each attempt: `minimum`, then `per_attempt` times as much, and so on."""
+    return lambda wildcards, attempt: int(minimum * per_attempt ** (attempt - 1))
+
+
+def reward_experiments():
+    """Names of the reward-model experiments of this run, in the tables' order."""
+    lists = STUDY.tables.table1, STUDY.tables.table2, STUDY.tables.table4, STUDY.tables.controls
+    return list(dict.fromkeys(name for names in lists for name in names))
+
+
+def members_of(experiment):
+    """Every (truncation, seed) that an experiment trains."""
+    spec = STUDY.reward_models[experiment]
+    return [(t, s) for t in spec.truncations for s in spec.seeds_of(t)]
+
+
+def tests_of(experiment):
+    """The test sets that an experiment's models are scored on: `heldout` and benchmarks."""
+    spec = STUDY.reward_models[experiment]
+    return [*(["heldout"] if spec.heldout else []), *spec.benchmarks]
+
+
+def scores_of(experiments):
+    """Paths of all per-row scores of the named experiments."""
+    return [
+        results(f"evaluations/reward/{e}/{t}/seed{s}/{test}.parquet")
+        for e in experiments
+        for t, s in members_of(e)
+        for test in tests_of(e)
+    ]
+
+
+def targets():
+    """What `all` makes: every table, figure, probe and check that the configuration selects."""
+    names = STUDY.tables
+    wanted = [name for name in ("table1", "table2", "table4", "controls") if getattr(names, name)]
+    paths = [results(f"tables/{name}.{suffix}") for name in wanted for suffix in ("csv", "md", "tex")]
+    if reward_experiments():
+        paths += [results(f"figures/reward_by_cut.{suffix}") for suffix in ("csv", "png", "pdf")]
+    paths += [results(f"probe/{name}.{suffix}") for name in STUDY.probe for suffix in ("csv", "json", "png", "pdf")]
+    return paths + [results(f"checks/{name}.csv") for name in STUDY.checks]
+
+
+def unpinned():
+    """Hub repositories of this run whose revision is unknown."""
+    used = [STUDY.reward_models[e] for e in reward_experiments()]
+    sets = {e.dataset for e in used} | {STUDY.benchmarks[b].dataset for e in used for b in e.benchmarks}
+    sets |= {STUDY.probes[p].dataset for p in STUDY.probe}
+    sources = [STUDY.datasets[d].source for d in sorted(sets)]
+    sources += [STUDY.models[m].source for m in sorted({e.model for e in used})]
+    hub = [s for s in sources if s.kind == "hub" and not os.path.isdir(s.repo)]
+    return sorted({s.repo for s in hub if s.revision is None and s.repo not in PINS})
+
+
+def before_start():
+    """Refuse to start (dry-runs pass) while the configuration asks for pinned revisions and some are unknown."""
+    if STUDY.require_pinned and unpinned():
+        raise WorkflowError(
+            "no pinned revision for " + ", ".join(unpinned()) + ". Run `make pin` on a machine that reaches the hub: "
+            "it looks them up and keeps them in pins.json; or set `revision` in the configuration."
+        )

@@ -1,0 +1,102 @@
+# Raw preference data to truncated shards.
+#
+# Needs: the sources of `datasets` in the configuration; the base models' tokenizers.
+# Makes: data/{dataset}/pairs.parquet (+ quarantine.parquet, manifest.json)
+#        data/{dataset}/tokens/{model}.parquet
+#        data/{dataset}/shards/{model}/{truncation}/
+
+
+def source_file(wildcards):
+    """The local file that a data set is read from, if it is one and exists: an edit of it is an edit of the input."""
+    source = STUDY.datasets[wildcards.dataset].source
+    offline = source if source.kind == "file" else getattr(source, "offline", None)
+    if offline is None:
+        return []
+    path = os.path.join(STUDY.data_root or "", offline.path)
+    return [path] if os.path.isfile(path) else []
+
+
+rule write_config:
+    """The merged, validated configuration, beside the results."""
+    output:
+        results("config.yaml"),
+    log:
+        log_of("config"),
+    params:
+        study=plain(STUDY),
+    conda:
+        "../../envs/core.yaml"
+    script:
+        "../scripts/write_config.py"
+
+
+rule ingest_dataset:
+    """A source's rows as pairs; what can't be one goes to the quarantine with its reason."""
+    input:
+        source=source_file,
+        code=code("data.ingest"),
+    output:
+        pairs=results("data/{dataset}/pairs.parquet"),
+        quarantine=results("data/{dataset}/quarantine.parquet"),
+        manifest=results("data/{dataset}/manifest.json"),
+    log:
+        log_of("ingest_dataset/{dataset}"),
+    benchmark:
+        benchmark_of("ingest_dataset/{dataset}")
+    params:
+        dataset=lambda w: plain(STUDY.datasets[w.dataset]),
+        data_root=lambda w: STUDY.data_root,
+        pins=lambda w: pins_of(STUDY.datasets[w.dataset].source),
+    resources:
+        mem_mb=resources_for(8000),
+        runtime=resources_for(60),
+    conda:
+        "../../envs/core.yaml"
+    script:
+        "../scripts/ingest_dataset.py"
+
+
+rule tokenize_pairs:
+    """Every prompt and response as tokens of one base model, once; all truncations are slices of these."""
+    input:
+        pairs=results("data/{dataset}/pairs.parquet"),
+        model=results("models/base/{model}"),
+        code=code("models.tokens"),
+    output:
+        tokens=results("data/{dataset}/tokens/{model}.parquet"),
+        manifest=results("data/{dataset}/tokens/{model}.json"),
+    log:
+        log_of("tokenize_pairs/{dataset}/{model}"),
+    benchmark:
+        benchmark_of("tokenize_pairs/{dataset}/{model}")
+    params:
+        bos=lambda w: STUDY.models[w.model].bos,
+    resources:
+        mem_mb=resources_for(16000),
+        runtime=resources_for(60),
+    conda:
+        "../../envs/core.yaml"
+    script:
+        "../scripts/tokenize_pairs.py"
+
+
+rule write_shards:
+    """One truncation of a data set, as chat pairs and as token ids."""
+    input:
+        tokens=results("data/{dataset}/tokens/{model}.parquet"),
+        pairs=results("data/{dataset}/pairs.parquet"),
+        model=results("models/base/{model}"),
+        code=code("data.shards"),
+    output:
+        shards=directory(results("data/{dataset}/shards/{model}/{truncation}")),
+    log:
+        log_of("write_shards/{dataset}/{model}/{truncation}"),
+    benchmark:
+        benchmark_of("write_shards/{dataset}/{model}/{truncation}")
+    resources:
+        mem_mb=resources_for(8000),
+        runtime=resources_for(30),
+    conda:
+        "../../envs/core.yaml"
+    script:
+        "../scripts/write_shards.py"

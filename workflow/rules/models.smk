@@ -1,0 +1,28 @@
+# Base models as ordinary checkpoints.
+#
+# Needs: the sources of `models` in the configuration: the hub, a folder, a package's GGUF file, or a tiny model.
+# Makes: models/base/{model}/ (config, safetensors, tokenizer, chat template, source.json)
+
+
+rule provide_model:
+    """A base model as an ordinary checkpoint that every later step reads."""
+    input:
+        code=lambda w: code(
+            "models.tiny" if STUDY.models[w.model].source.kind == "tiny" else "models.sources"
+        ),
+    output:
+        folder=directory(results("models/base/{model}")),
+    log:
+        log_of("provide_model/{model}"),
+    benchmark:
+        benchmark_of("provide_model/{model}")
+    params:
+        source=lambda w: plain(STUDY.models[w.model].source),
+        pins=lambda w: pins_of(STUDY.models[w.model].source),
+    resources:
+        mem_mb=resources_for(16000),
+        runtime=resources_for(120),
+    conda:
+        "../../envs/core.yaml"
+    script:
+        "../scripts/provide_model.py"

@@ -1,0 +1,70 @@
+# Scores of reward models on benchmarks: fixed pairs with subsets (RewardBench, or the planted world's).
+#
+# Needs: models/reward/{experiment}/{truncation}/seed{seed}/, data/{benchmark data set}/tokens/{model}.parquet.
+# Makes: evaluations/reward/{experiment}/{truncation}/seed{seed}/{benchmark}.parquet
+
+
+def benchmark_tokens(experiment, benchmark):
+    return results(
+        f"data/{STUDY.benchmarks[benchmark].dataset}/tokens/{STUDY.reward_models[experiment].model}.parquet"
+    )
+
+
+if STUDY.process_per == "model":
+
+    rule score_benchmark:
+        """Scores of one reward model on one benchmark, whole and at every cut, row by row."""
+        input:
+            models=results("models/reward/{experiment}/{truncation}/seed{seed}"),
+            tokens=lambda w: benchmark_tokens(w.experiment, w.benchmark),
+            code=code("evaluation.scores", "evaluation.rewardbench"),
+        output:
+            scores=results("evaluations/reward/{experiment}/{truncation}/seed{seed}/{benchmark}.parquet"),
+        log:
+            log_of("score_benchmark/{experiment}/{truncation}/seed{seed}/{benchmark}"),
+        benchmark:
+            benchmark_of("score_benchmark/{experiment}/{truncation}/seed{seed}/{benchmark}")
+        params:
+            scoring=lambda w: scoring_params(w.experiment),
+            rows=lambda w: STUDY.benchmarks[w.benchmark].rows,
+        resources:
+            mem_mb=resources_for(32000),
+            runtime=resources_for(240),
+        conda:
+            "../../envs/core.yaml"
+        script:
+            "../scripts/score_benchmark.py"
+
+    # `heldout` is no benchmark's name.
+    ruleorder: score_heldout > score_benchmark
+
+else:
+    for _e in reward_experiments():
+        for _b in STUDY.reward_models[_e].benchmarks:
+
+            rule:
+                name:
+                    f"score_{_b}_{_e}"
+                input:
+                    models=[model_folder(_e, t, s) for t, s in members_of(_e)],
+                    tokens=benchmark_tokens(_e, _b),
+                    code=code("evaluation.scores", "evaluation.rewardbench"),
+                output:
+                    scores=[
+                        results(f"evaluations/reward/{_e}/{t}/seed{s}/{_b}.parquet")
+                        for t, s in members_of(_e)
+                    ],
+                log:
+                    log_of(f"score_benchmark/{_e}/{_b}"),
+                benchmark:
+                    benchmark_of(f"score_benchmark/{_e}/{_b}")
+                params:
+                    scoring=scoring_params(_e),
+                    rows=STUDY.benchmarks[_b].rows,
+                resources:
+                    mem_mb=resources_for(4000),
+                    runtime=resources_for(60),
+                conda:
+                    "../../envs/core.yaml"
+                script:
+                    "../scripts/score_benchmark.py"

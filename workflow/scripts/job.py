@@ -1,0 +1,77 @@
+"""What every script shares: its log, its share of the processor, progress on the terminal, and errors in one line."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+class LogStream:
+    """A text stream into the log that repeats progress bars on the terminal, a whole line every few seconds."""
+
+    encoding = "utf-8"
+
+    def __init__(self, log: TextIO, terminal: TextIO, name: str, every: float = 10.0) -> None:
+        self.log, self.terminal, self.name, self.every = log, terminal, name, every
+        self.last = time.monotonic()
+
+    def write(self, text: str) -> int:
+        self.log.write(text)
+        line = text.strip()
+        if "\r" in text and "%|" in line and time.monotonic() - self.last > self.every:
+            self.last = time.monotonic()
+            self.terminal.write(f"[{self.name}] {line}\n")
+            self.terminal.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        self.log.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+
+@contextmanager
+def job(snakemake: Any) -> Iterator[None]:
+    """Run a script's body: log first, threads as the rule was given, and no traceback for bad input."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(snakemake.threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    name = " ".join([snakemake.rule, *snakemake.wildcards])
+    terminal = sys.stderr
+    path = Path(snakemake.log[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    from shallow_signals.files import InputError
+
+    with path.open("w", encoding="utf-8", buffering=1) as log:
+        slurm = os.environ.get("SLURM_JOB_ID")
+        where = f"host {platform.node()}" + (f", SLURM job {slurm}" if slurm else "")
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+        print(f"{name}: {where}, process {os.getpid()}, threads {snakemake.threads}, devices {devices}", file=log)
+        sys.stdout = sys.stderr = LogStream(log, terminal, name)  # type: ignore[assignment]
+        try:
+            yield
+        except InputError as error:
+            print(f"error: {error}", file=log)
+            print(f"{name}: {error}", file=terminal)
+            sys.exit(1)
+        except OSError as error:
+            traceback.print_exc(file=log)
+            print(f"{name}: {error} (log: {path})", file=terminal)
+            sys.exit(1)
+        except Exception as error:
+            traceback.print_exc(file=log)
+            print(f"{name}: {type(error).__name__}: {error} (log: {path})", file=terminal)
+            sys.exit(1)
+        finally:
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__

@@ -1,0 +1,20 @@
+"""Score a benchmark's pairs with reward models, whole and at every cut."""
+
+from job import job
+
+with job(snakemake):
+    from pathlib import Path
+
+    import torch
+
+    from shallow_signals.evaluation.scores import Scoring, score_benchmark
+
+    torch.set_num_threads(snakemake.threads)
+    for model, scores in zip(snakemake.input.models, snakemake.output.scores, strict=True):
+        score_benchmark(
+            Path(model),
+            Path(snakemake.input.tokens),
+            snakemake.params.rows,
+            Scoring(**snakemake.params.scoring),
+            Path(scores),
+        )
