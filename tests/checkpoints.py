@@ -1,6 +1,7 @@
 """Tiny random checkpoints whose chat templates and special tokens behave as those of SmolLM2, Llama-3 and Gemma do.
 
-Each function writes an ordinary checkpoint (safetensors, tokenizer, chat template) into a folder and returns it. The weights are random but fixed by seed, so two calls write the same model.
+Each function writes an ordinary checkpoint (safetensors, tokenizer, chat template) into a folder and returns it. The
+weights are random but fixed by seed, so two calls write the same model.
 """
 
 from __future__ import annotations

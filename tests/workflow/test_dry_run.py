@@ -1,0 +1,53 @@
+"""Every configuration's plan, on a machine that reaches no network."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import Workflow
+
+
+def test_paper_plan_names_every_table(workflow: Workflow) -> None:
+    planned = workflow.planned("all")
+    # 4 data sets x 9 truncations, 4 aspects x 7 truncations
+    assert planned["train_reward_model"] == 4 * 9 + 4 * 7
+    assert planned["make_table"] == 3
+    assert planned["provide_model"] == 1
+
+
+@pytest.mark.parametrize("profile", ["demo", "small"])
+def test_profile_plans(workflow: Workflow, profile: str) -> None:
+    planned = workflow.planned("--profile", f"profiles/{profile}", "all")
+    assert planned["make_table"] >= 1
+    assert planned["run_probe"] >= 1
+
+
+@pytest.mark.parametrize("target", ["table1", "table2", "table4", "tables", "probe"])
+def test_named_targets(workflow: Workflow, target: str) -> None:
+    assert workflow.planned("--configfile", "micro.yaml", "--", target)
+
+
+def test_unpinned_paper_run_is_refused_before_any_job(workflow: Workflow) -> None:
+    result = workflow.run("table4", check=False)
+    assert result.returncode != 0
+    assert "google/gemma-2b-it" in result.stdout
+    assert "make pin" in result.stdout
+    assert not list((workflow.folder / "results").glob("**/pairs.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("tabels={}", ["tabels", "unknown key", "tables"]),
+        ("cuts=[50,101]", ["cuts.1", "101"]),
+        ("process_per=gpu", ["process_per", "'gpu'", "'model' or 'experiment'"]),
+        ("tables={table1: [skywrok]}", ["tables.table1", "skywrok", "skywork"]),
+        ("reward_models={skywork: {truncations: [hed50]}}", ["reward_models.skywork.truncations.0", "hed50", "head50"]),
+        ("statistics={resamples: few}", ["statistics.resamples", "'few'", "integer"]),
+    ],
+)
+def test_wrong_configuration_stops_a_dry_run(workflow: Workflow, override: str, words: list[str]) -> None:
+    result = workflow.run("--dry-run", "--config", override, "--", "all", check=False)
+    assert result.returncode != 0
+    for word in words:
+        assert word in result.stdout
+    assert "Traceback" not in result.stdout

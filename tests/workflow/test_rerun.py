@@ -1,0 +1,72 @@
+"""What runs again, and what does not, after an edit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Workflow
+
+CONFIG = ("--configfile", "micro.yaml")
+
+
+@pytest.fixture
+def copy(finished: Workflow, tmp_path: Path) -> Workflow:
+    """The finished run, free to edit; time stamps kept, as `cp -a` keeps them."""
+    shutil.copytree(finished.folder, tmp_path / "copy", copy_function=shutil.copy2)
+    return Workflow(tmp_path / "copy")
+
+
+def edit(path: Path, text: str) -> None:
+    """Append to a file, with a time stamp that is surely newer."""
+    path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
+    later = time.time() + 5
+    os.utime(path, (later, later))
+
+
+def test_second_call_has_nothing_to_do(copy: Workflow) -> None:
+    assert copy.planned(*CONFIG, "--", "all") == {}
+
+
+def test_touching_code_and_data_runs_nothing(copy: Workflow) -> None:
+    later = time.time() + 5
+    for path in copy.folder.glob("workflow/**/*.py"):
+        os.utime(path, (later, later))
+    os.utime(copy.folder / "results/micro/data/one/pairs.parquet", (later, later))
+    assert copy.planned(*CONFIG, "--", "all") == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("paper/render.py", {"make_table"}),
+        ("signal/probe.py", {"run_probe", "draw_probe"}),
+        ("data/hub.py", {"ingest_dataset"}),
+        ("evaluation/rewardbench.py", {"score_planted_one", "score_planted_two", "make_table"}),
+    ],
+)
+def test_edited_module_runs_the_steps_that_use_it(copy: Workflow, module: str, expected: set[str]) -> None:
+    edit(copy.folder / "workflow/shallow_signals" / module, "\n# an edit\n")
+    planned = set(copy.planned(*CONFIG, "--", "all"))
+    # A step that runs again may hand new files on; what must hold is that the first steps are exactly these.
+    assert expected <= planned
+    if "ingest_dataset" not in expected:
+        assert not planned & {"ingest_dataset", "provide_model", "train_reward_models_one", "write_shards"}
+
+
+def test_edited_data_set_runs_its_branch_only(copy: Workflow) -> None:
+    path = copy.folder / "micro.yaml"
+    path.write_text(path.read_text().replace("profile: back, pairs: 64", "profile: back, pairs: 70"))
+    planned = copy.planned(*CONFIG, "--", "all")
+    assert planned["ingest_dataset"] == 1
+    assert "train_reward_models_two" in planned
+    assert "train_reward_models_one" not in planned
+    assert "run_probe" not in planned
+
+
+def test_deleted_figure_is_only_drawn_again(copy: Workflow) -> None:
+    (copy.folder / "results/micro/probe/one.png").unlink()
+    assert copy.planned(*CONFIG, "--", "all") == {"draw_probe": 1}

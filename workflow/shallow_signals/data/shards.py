@@ -1,0 +1,277 @@
+"""Truncated training and test sets as Parquet shards that datasets, TRL, OpenRLHF and RLHFlow read as they are.
+
+A shard has no column named `prompt` or `margin`: TRL would put a `prompt` in front of message lists that hold it
+already, and TRL and OpenRLHF would train with a `margin` that the recipe does not have. The prompt is `chosen` without
+its last turn; margins stand with the pairs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from shallow_signals.config.truncation import Truncation
+from shallow_signals.data.pairs import PAIRS, uniform_hash
+from shallow_signals.data.truncate import kept_characters, kept_range, nominal_range
+from shallow_signals.files import InputError, read_parquet, write_json, write_parquet
+
+Retokenize = Callable[[list[str]], list[list[int]]]
+SPLITS = ("train", "test")
+
+_IDS = pa.list_(pa.int32())
+_MESSAGES = PAIRS.field("prompt").type
+SHARDS = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("cluster", pa.string()),
+        ("subset", pa.string()),
+        ("chosen", _MESSAGES),  # the prompt's turns and the cut response
+        ("rejected", _MESSAGES),
+        ("prompt_tokens", _IDS),
+        ("chosen_tokens", _IDS),  # of the cut response, without closing
+        ("rejected_tokens", _IDS),
+        ("chosen_length", pa.int32()),  # tokens kept
+        ("rejected_length", pa.int32()),
+        ("chosen_full_length", pa.int32()),
+        ("rejected_full_length", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class _Response:
+    """One response after the cut."""
+
+    text: str
+    ids: NDArray[np.int32]
+    full_length: int
+    is_cut: bool  # something was left out
+    moved: bool = False  # the cut fell inside a character
+    retokenized: bool = False  # the kept text, tokenised again, gives other ids
+
+
+def write_shards(
+    tokens: Path,
+    pairs: Path,
+    truncation: Truncation,
+    out: Path,
+    retokenize: Retokenize,
+    rows_per_shard: int = 20_000,
+) -> dict[str, Any]:
+    """Cut every response; write `train-*.parquet`, `test-*.parquet` (schema `SHARDS`) and `manifest.json` into `out`.
+
+    `tokens` has the schema `models.tokens.TOKENS`, `pairs` is the file that it was made of; `retokenize` gives the ids
+    of texts without BOS and closing. Windows lie at the same relative place in both responses of a pair. Pairs that are
+    equal after the cut are left out. `pairs50` keeps whole training pairs, in the order of a hash, for as long as their
+    response tokens fit into those of `head50`; `shuffled1` swaps chosen and rejected in about half of the training
+    pairs. Returns the manifest (see `_summary` for its counts). Raises `InputError` if no training pair is left,
+    `ValueError` for truncations that are for scoring only.
+    """
+    if truncation.kind == "topshare":
+        raise ValueError(f"'{truncation.name}' is for scoring only")
+    metadata = _metadata(tokens)
+    counts = {split: Counter[str]() for split in SPLITS}
+    parts: dict[str, list[pa.Table]] = {split: [SHARDS.empty_table()] for split in SPLITS}
+    budget = 0
+    for batch in _batches(tokens, pairs):
+        for split in SPLITS:
+            table = batch.filter(pc.equal(batch["split"], split))
+            parts[split].append(_cut_pairs(table, truncation, retokenize, metadata["strips"], counts[split], split))
+            if truncation.kind == "pairs" and split == "train":
+                budget += _kept_tokens(table, replace(truncation, kind="cut"))
+    tables = {split: pa.concat_tables(parts[split]) for split in SPLITS}
+    if truncation.kind == "pairs":
+        tables["train"] = _within_budget(tables["train"], budget, counts["train"])
+    if counts["train"]["pairs"] and not tables["train"].num_rows:
+        raise InputError(f"{tokens}: after the cut '{truncation.name}' no training pair is left; keep more")
+    for old in [*out.glob("train-*.parquet"), *out.glob("test-*.parquet")]:
+        old.unlink()
+    for split, table in tables.items():
+        files = -(-table.num_rows // rows_per_shard)
+        for number in range(files):
+            shard = table.slice(number * rows_per_shard, rows_per_shard)
+            write_parquet(out / f"{split}-{number:05d}-of-{files:05d}.parquet", shard)
+    splits = {split: _summary(tables[split], counts[split]) for split in SPLITS}
+    manifest = {"truncation": truncation.name, **metadata, "splits": splits}
+    write_json(out / "manifest.json", manifest)
+    return manifest
+
+
+def _metadata(tokens: Path) -> dict[str, Any]:
+    """`closing_ids` and `strips` of a tokens file."""
+    schema = read_parquet(tokens, ["pair_id"]).schema
+    found = schema.metadata or {}
+    try:
+        return {name: json.loads(found[name.encode()]) for name in ("closing_ids", "strips")}
+    except KeyError as error:
+        raise InputError(f"{tokens}: metadata {error} is missing; make the tokens again") from None
+
+
+def _batches(tokens: Path, pairs: Path, rows: int = 5_000) -> Iterator[pa.Table]:
+    """The rows of a tokens file with the prompts of their pairs; in parts, so that few offsets are held at a time."""
+    prompts = read_parquet(pairs, ["pair_id", "prompt"])
+    for batch in pq.ParquetFile(tokens).iter_batches(rows):
+        table = pa.Table.from_batches([batch])
+        where = pc.index_in(table["pair_id"], value_set=prompts["pair_id"])
+        if where.null_count:
+            raise InputError(f"{pairs}: {where.null_count} pair_id of {tokens} are missing; make the tokens again")
+        yield table.append_column("prompt", prompts["prompt"].take(where))
+
+
+def _cut_pairs(
+    table: pa.Table, truncation: Truncation, retokenize: Retokenize, strips: bool, counts: Counter[str], split: str
+) -> pa.Table:
+    """The shard rows of a part of one split; adds to `counts`."""
+    cut = _cut_by_characters if truncation.unit == "char" else _cut_by_tokens
+    chosen = cut(table, "chosen", truncation, retokenize)
+    rejected = cut(table, "rejected", truncation, retokenize)
+    kept = [row for row in range(table.num_rows) if not _collapsed(chosen[row], rejected[row])]
+    counts["pairs"] += table.num_rows
+    counts["collapsed"] += table.num_rows - len(kept)
+    table = table.take(pa.array(kept, pa.int64()))
+    chosen, rejected = [chosen[row] for row in kept], [rejected[row] for row in kept]
+    for response in [*chosen, *rejected]:
+        counts["cut"] += response.is_cut
+        counts["moved"] += response.moved
+        counts["retokenized"] += response.retokenized
+        counts["stripped"] += strips and response.is_cut and response.text != response.text.strip()
+    if truncation.kind == "shuffled" and split == "train":
+        for row, pair in enumerate(table["pair_id"].to_pylist()):
+            if uniform_hash("shuffle", truncation.number, pair) < 0.5:
+                chosen[row], rejected[row] = rejected[row], chosen[row]
+                counts["swapped"] += 1
+    columns: dict[str, Any] = {
+        **{name: table[name] for name in ("pair_id", "cluster", "subset")},
+        "prompt_tokens": table["prompt_ids"],
+    }
+    for side, responses in (("chosen", chosen), ("rejected", rejected)):
+        columns[side] = _conversations(table["prompt"], [response.text for response in responses])
+        columns[f"{side}_tokens"] = pa.array([response.ids for response in responses], _IDS)
+        columns[f"{side}_length"] = pa.array([len(response.ids) for response in responses], pa.int32())
+        columns[f"{side}_full_length"] = pa.array([response.full_length for response in responses], pa.int32())
+    return pa.table([columns[name] for name in SHARDS.names], schema=SHARDS)
+
+
+def _collapsed(chosen: _Response, rejected: _Response) -> bool:
+    """Nothing is left to tell the responses apart by."""
+    return chosen.text == rejected.text or np.array_equal(chosen.ids, rejected.ids)
+
+
+def _ranges(table: pa.Table, side: str, truncation: Truncation) -> list[tuple[int, int, bool, slice]]:
+    """For each row the kept tokens [first, last), whether a character moved the cut, and the kept text as a slice."""
+    other = "rejected" if side == "chosen" else "chosen"
+    others = pc.list_value_length(table[f"{other}_ids"]).to_pylist()
+    texts, pair_ids = table[side].to_pylist(), table["pair_id"].to_pylist()
+    starts, ends = _lists(table[f"{side}_starts"]), _lists(table[f"{side}_ends"])
+    found = []
+    for text, start, end, other_tokens, key in zip(texts, starts, ends, others, pair_ids, strict=True):
+        first, last = kept_range(truncation, start, end, len(text), other_tokens=other_tokens, key=key)
+        moved = (first, last) != nominal_range(truncation, len(start), other_tokens=other_tokens, key=key)
+        found.append((first, last, moved, slice(start[first], end[last - 1])))
+    return found
+
+
+def _cut_by_tokens(table: pa.Table, side: str, truncation: Truncation, retokenize: Retokenize) -> list[_Response]:
+    """Whole characters of the response's own tokens; the kept text is tokenised again only to count differences."""
+    responses = []
+    texts, id_lists = table[side].to_pylist(), _lists(table[f"{side}_ids"])
+    if truncation.keeps_text:
+        return [_Response(text, ids, len(ids), is_cut=False) for text, ids in zip(texts, id_lists, strict=True)]
+    for text, ids, (first, last, moved, kept) in zip(texts, id_lists, _ranges(table, side, truncation), strict=True):
+        is_cut = last - first < len(ids)
+        responses.append(_Response(text[kept] if is_cut else text, ids[first:last], len(ids), is_cut, moved))
+    rows = [row for row, response in enumerate(responses) if response.is_cut]
+    for row, again in zip(rows, retokenize([responses[row].text for row in rows]), strict=True):
+        if responses[row].ids.tolist() != again:
+            responses[row] = replace(responses[row], retokenized=True)
+    return responses
+
+
+def _cut_by_characters(table: pa.Table, side: str, truncation: Truncation, retokenize: Retokenize) -> list[_Response]:
+    """Exact characters; the ids are those of the kept text."""
+    texts, id_lists = table[side].to_pylist(), _lists(table[f"{side}_ids"])
+    kept = []
+    for text, key in zip(texts, table["pair_id"].to_pylist(), strict=True):
+        begin, end = kept_characters(truncation, len(text), key=key)
+        kept.append(text[begin:end])
+    return [
+        _Response(part, np.array(again, np.int32), len(ids), is_cut=len(part) < len(text))
+        for text, part, again, ids in zip(texts, kept, retokenize(kept), id_lists, strict=True)
+    ]
+
+
+def _kept_tokens(table: pa.Table, truncation: Truncation) -> int:
+    """Response tokens that a cut by tokens leaves in the pairs that differ after it."""
+    total = 0
+    texts = zip(table["chosen"].to_pylist(), table["rejected"].to_pylist(), strict=True)
+    ranges = zip(_ranges(table, "chosen", truncation), _ranges(table, "rejected", truncation), strict=True)
+    for (chosen, rejected), (of_chosen, of_rejected) in zip(texts, ranges, strict=True):
+        if chosen[of_chosen[3]] != rejected[of_rejected[3]]:
+            total += of_chosen[1] - of_chosen[0] + of_rejected[1] - of_rejected[0]
+    return total
+
+
+def _within_budget(table: pa.Table, budget: int, counts: Counter[str]) -> pa.Table:
+    """As many pairs, in the order of a hash, as `budget` response tokens hold; at least one. Rows keep their order."""
+    if not table.num_rows:
+        return table
+    draws = [uniform_hash("pairs", pair) for pair in table["pair_id"].to_pylist()]
+    order = np.argsort(draws, kind="stable")
+    lengths = pc.add(table["chosen_length"], table["rejected_length"]).to_numpy().astype(np.int64)
+    pairs = max(1, int(np.searchsorted(np.cumsum(lengths[order]), budget, side="right")))
+    counts["budget_tokens"] = budget
+    counts["over_budget"] = table.num_rows - pairs
+    return table.take(np.sort(order[:pairs]))
+
+
+def _conversations(prompts: pa.ChunkedArray, responses: list[str]) -> pa.ListArray:
+    """Message lists: each prompt's turns and then its response as the assistant's."""
+    lists = prompts.combine_chunks() if isinstance(prompts, pa.ChunkedArray) else prompts
+    turns = lists.flatten()
+    rows = len(responses)
+    ends = np.cumsum(pc.list_value_length(lists).to_numpy())
+    answers = pa.array([{"role": "assistant", "content": text} for text in responses], _MESSAGES.value_type)
+    order = np.insert(np.arange(len(turns)), ends, len(turns) + np.arange(rows))
+    offsets = np.concatenate([[0], ends + np.arange(1, rows + 1)])
+    values = pa.concat_arrays([turns, answers]).take(pa.array(order, pa.int64()))
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=_MESSAGES)
+
+
+def _lists(column: pa.ChunkedArray) -> list[NDArray[np.int32]]:
+    """A column of lists as one NumPy array per row."""
+    if not len(column):
+        return []
+    ends = np.cumsum(pc.list_value_length(column).to_numpy())
+    return np.split(pc.list_flatten(column).to_numpy(), ends[:-1])
+
+
+def _summary(table: pa.Table, counts: Counter[str]) -> dict[str, Any]:
+    """The manifest's counts of one split. Those of responses cover the pairs that differ after the cut."""
+    sides = ("chosen", "rejected")
+
+    def total(kind: str) -> int:
+        return sum(int(pc.sum(table[f"{side}_{kind}"]).as_py() or 0) for side in sides)
+
+    summary = {
+        "pairs": counts["pairs"],
+        "collapsed": counts["collapsed"],
+        "written": table.num_rows,
+        "kept_tokens": total("length"),
+        "full_tokens": total("full_length"),
+        "responses_cut": counts["cut"],
+        "moved_for_a_character": counts["moved"],
+        "retokenized_differently": counts["retokenized"],
+        "stripped_by_the_template": counts["stripped"],
+    }
+    optional = ("swapped", "budget_tokens", "over_budget")
+    return summary | {name: counts[name] for name in optional if name in counts}

@@ -1,0 +1,1 @@
+"""Benchmarks, accuracies and their statistics."""

@@ -1,0 +1,1 @@
+"""Loading models and laying out what they read."""

@@ -1,0 +1,1 @@
+"""Tables and figures as the paper lays them out, and the numbers that it prints."""

@@ -1,0 +1,119 @@
+"""Interrupted training: where its state stands, which of it is complete, and what a full disk looks like."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+from shallow_signals.config.load import config_hash
+from shallow_signals.files import InputError, write_json
+from shallow_signals.provenance import content_hash
+
+COMPLETE = "complete.json"
+FINISHED = "finished.json"
+
+
+def state_folder(out: Path, params: Mapping[str, Any], inputs: Mapping[str, Path]) -> Path:
+    """A hidden sibling of `out` for resumable states, named by the parameters and the contents of the inputs.
+
+    Another recipe, seed or data set never meets a state that is not its own.
+    """
+    key = config_hash({"params": dict(params), "inputs": {name: content_hash(path) for name, path in inputs.items()}})
+    return out.parent / f".{out.name}.state-{key}"
+
+
+class MarkComplete(TrainerCallback):  # type: ignore[misc]
+    """Writes into each saved state, last of all, the sizes of its files and the seconds spent so far."""
+
+    def __init__(self, seconds_before: float) -> None:
+        self.started = time.monotonic() - seconds_before
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of training, interrupted runs included up to their last saved state."""
+        return time.monotonic() - self.started
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        """Called on every process once it has written its part."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if state.is_world_process_zero:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.seconds)
+
+
+def mark_complete(checkpoint: Path, seconds: float) -> None:
+    """Record that every file of `checkpoint` is written, with its size in bytes."""
+    sizes = {file.name: file.stat().st_size for file in sorted(checkpoint.iterdir()) if file.name != COMPLETE}
+    write_json(checkpoint / COMPLETE, {"seconds": round(seconds, 3), "files": sizes})
+
+
+def newest_complete(state: Path) -> tuple[Path | None, float]:
+    """The state to resume from and the seconds that led to it; (None, 0) where none was written to its end."""
+    found = [folder for folder in state.glob("checkpoint-*") if folder.name.rpartition("-")[2].isdigit()]
+    for folder in sorted(found, key=lambda folder: -int(folder.name.rpartition("-")[2])):
+        try:
+            mark = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+            if all((folder / name).stat().st_size == size for name, size in mark["files"].items()):
+                return folder, float(mark["seconds"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return None, 0.0
+
+
+def finished(state: Path, out: Path) -> dict[str, Any] | None:
+    """The facts of a run that has already written the whole of `out`; None where there is still something to do."""
+    try:
+        facts: dict[str, Any] = json.loads((state / FINISHED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return facts if (out / "config.json").is_file() else None
+
+
+def finish(state: Path, facts: Mapping[str, Any]) -> None:
+    """Leave the facts and drop the saved states, which the finished checkpoint makes useless."""
+    write_json(state / FINISHED, dict(facts))
+    for folder in state.glob("checkpoint-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Yield a sibling folder to write to; it becomes `out` only when the block ends without an error."""
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(out, ignore_errors=True)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def naming_full_disk(folder: Path) -> Iterator[None]:
+    """Turn what the libraries raise when a disk is full into one `InputError` that names `folder`."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        raise InputError(
+            f"{folder}: no space left on the disk; free some and run again, training carries on where it was"
+        ) from error
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error)  # safetensors and torch raise types of their own
+    return "No space left on device" in text or "os error 28" in text or "PytorchStreamWriter failed writing" in text
