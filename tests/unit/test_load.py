@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
 from pathlib import Path
 
-import checkpoints
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import checkpoints
 from shallow_signals.files import InputError
 from shallow_signals.models import load
 
@@ -51,14 +52,12 @@ def test_new_head_depends_on_the_seed_only(base: Path) -> None:
 
     torch.manual_seed(1)
     first = head(7)
-    state = torch.get_rng_state()
     torch.manual_seed(2)
     assert torch.equal(first, head(7))
     assert torch.equal(first.bfloat16(), head(7, torch.bfloat16))
     assert not torch.equal(first, head(8))
     assert first.shape == (1, 32)
     assert 0.1 < float(first.std()) < 0.3  # the checkpoints' initializer_range is 0.2
-    assert state is not None
 
 
 def test_finished_reward_model_keeps_its_head(base: Path, tmp_path: Path) -> None:
@@ -99,15 +98,13 @@ def test_pickled_weights_are_refused(llama: Path, tmp_path: Path) -> None:
 def test_broken_weights_are_one_line(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((llama / "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes((llama / "model.safetensors").read_bytes()[:1000])
-    with pytest.raises((InputError, Exception)) as caught:
+    with pytest.raises(InputError, match="can't be loaded") as caught:
         load.load_causal_lm(tmp_path)
-    assert isinstance(caught.value, InputError) and "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_code_of_a_checkpoint_never_runs(llama: Path, tmp_path: Path) -> None:
     """A checkpoint whose config points at its own code is loaded by the library's class, its code left alone."""
-    import json
-
     for file in llama.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())

@@ -4,34 +4,43 @@
 # Makes: tables/{table}.csv, .md, .tex; figures/reward_by_cut.csv, .png, .pdf; checks/{check}.csv
 
 
-def table_params(table):
-    """What a table shows: experiments in order, their labels, truncations and seeds, and the benchmark's rules."""
+TABLES = ("table1", "table2", "table4", "controls")
+
+
+def scores_by_seed(experiment, test):
+    """Paths of one experiment's scores on one test set, by truncation and seed."""
+    spec = STUDY.reward_models[experiment]
+    folder = f"evaluations/reward/{experiment}"
+    return {
+        t: {s: results(f"{folder}/{t}/seed{s}/{test}.parquet") for s in spec.seeds_of(t)}
+        for t in spec.truncations
+    }
+
+
+def shown(experiments):
+    """What a table needs to know of its experiments: labels, aspects, score files and the benchmarks' rules."""
     rows = []
-    for name in getattr(STUDY.tables, table):
+    for name in experiments:
         spec = STUDY.reward_models[name]
+        dataset = STUDY.datasets[spec.dataset]
+        source = plain(dataset.source)
         rows.append(
             {
                 "experiment": name,
-                "label": STUDY.datasets[spec.dataset].label,
-                "seeds": {t: spec.seeds_of(t) for t in spec.truncations},
-                "benchmarks": {b: STUDY.benchmarks[b].rules for b in spec.benchmarks},
-                "heldout": spec.heldout,
+                "label": dataset.label,
+                "scores": {test: scores_by_seed(name, test) for test in tests_of(name)},
+                "rules": {b: STUDY.benchmarks[b].rules for b in spec.benchmarks},
+                "planted": source if source["kind"] == "planted" else None,
             }
         )
     return rows
-
-
-def best_possible(table):
-    """The planted sources behind a table's experiments, for the column of what is at best possible."""
-    sources = {name: STUDY.datasets[STUDY.reward_models[name].dataset].source for name in getattr(STUDY.tables, table)}
-    return {name: plain(source) for name, source in sources.items() if source.kind == "planted"}
 
 
 rule make_table:
     """One table as CSV, Markdown and LaTeX."""
     input:
         scores=lambda w: scores_of(getattr(STUDY.tables, w.table)),
-        code=code("paper.tables", "paper.render"),
+        code=code("paper.build", "paper.render"),
     output:
         csv=report(
             results("tables/{table}.csv"),
@@ -46,8 +55,7 @@ rule make_table:
     log:
         log_of("make_table/{table}"),
     params:
-        rows=lambda w: table_params(w.table),
-        planted=lambda w: best_possible(w.table),
+        rows=lambda w: shown(getattr(STUDY.tables, w.table)),
         statistics=plain(STUDY.statistics),
     conda:
         "../../envs/core.yaml"
@@ -59,21 +67,13 @@ rule gather_reward_by_cut:
     """Accuracy of every reward model at every cut of the held-out responses."""
     input:
         scores=scores_of(reward_experiments()),
-        code=code("evaluation.accuracy"),
+        code=code("evaluation.curves"),
     output:
         csv=results("figures/reward_by_cut.csv"),
     log:
         log_of("gather_reward_by_cut"),
     params:
-        rows=[
-            {
-                "experiment": e,
-                "label": STUDY.datasets[STUDY.reward_models[e].dataset].label,
-                "seeds": {t: STUDY.reward_models[e].seeds_of(t) for t in STUDY.reward_models[e].truncations},
-                "tests": tests_of(e),
-            }
-            for e in reward_experiments()
-        ],
+        rows=shown(reward_experiments()),
         statistics=plain(STUDY.statistics),
     conda:
         "../../envs/core.yaml"
@@ -114,12 +114,7 @@ rule check_planted:
     log:
         log_of("checks/{check}"),
     params:
-        rows=lambda w: [row for table in ("table1", "table2", "table4", "controls") for row in table_params(table)],
-        planted=lambda w: {
-            name: source
-            for table in ("table1", "table2", "table4", "controls")
-            for name, source in best_possible(table).items()
-        },
+        rows=[row for row in shown(reward_experiments()) if row["planted"] and "heldout" in row["scores"]],
         statistics=plain(STUDY.statistics),
     conda:
         "../../envs/core.yaml"

@@ -10,8 +10,6 @@ with job(snakemake):
     from shallow_signals.models.tokens import tokenize_pairs
 
     tokenizer = load_tokenizer(Path(snakemake.input.model))
-    tokens, counts = tokenize_pairs(
-        read_parquet(Path(snakemake.input.pairs)), tokenizer, snakemake.params.bos
-    )
+    tokens, counts = tokenize_pairs(read_parquet(Path(snakemake.input.pairs)), tokenizer, snakemake.params.bos)
     write_parquet(Path(snakemake.output.tokens), tokens)
     write_json(Path(snakemake.output.manifest), counts)

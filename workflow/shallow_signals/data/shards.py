@@ -57,7 +57,6 @@ class _Response:
     full_length: int
     is_cut: bool  # something was left out
     moved: bool = False  # the cut fell inside a character
-    retokenized: bool = False  # the kept text, tokenised again, gives other ids
 
 
 def write_shards(
@@ -132,9 +131,13 @@ def _cut_pairs(
     table: pa.Table, truncation: Truncation, retokenize: Retokenize, strips: bool, counts: Counter[str], split: str
 ) -> pa.Table:
     """The shard rows of a part of one split; adds to `counts`."""
-    cut = _cut_by_characters if truncation.unit == "char" else _cut_by_tokens
-    chosen = cut(table, "chosen", truncation, retokenize)
-    rejected = cut(table, "rejected", truncation, retokenize)
+    by_characters = truncation.unit == "char"
+    chosen, rejected = (
+        _cut_by_characters(table, side, truncation, retokenize)
+        if by_characters
+        else _cut_by_tokens(table, side, truncation)
+        for side in ("chosen", "rejected")
+    )
     kept = [row for row in range(table.num_rows) if not _collapsed(chosen[row], rejected[row])]
     counts["pairs"] += table.num_rows
     counts["collapsed"] += table.num_rows - len(kept)
@@ -143,8 +146,9 @@ def _cut_pairs(
     for response in [*chosen, *rejected]:
         counts["cut"] += response.is_cut
         counts["moved"] += response.moved
-        counts["retokenized"] += response.retokenized
         counts["stripped"] += strips and response.is_cut and response.text != response.text.strip()
+    if not by_characters:
+        counts["retokenized"] += _retokenized_differently([*chosen, *rejected], retokenize)
     if truncation.kind == "shuffled" and split == "train":
         for row, pair in enumerate(table["pair_id"].to_pylist()):
             if uniform_hash("shuffle", truncation.number, pair) < 0.5:
@@ -167,58 +171,49 @@ def _collapsed(chosen: _Response, rejected: _Response) -> bool:
     return chosen.text == rejected.text or np.array_equal(chosen.ids, rejected.ids)
 
 
-def _ranges(table: pa.Table, side: str, truncation: Truncation) -> list[tuple[int, int, bool, slice]]:
-    """For each row the kept tokens [first, last), whether a character moved the cut, and the kept text as a slice."""
-    other = "rejected" if side == "chosen" else "chosen"
-    others = pc.list_value_length(table[f"{other}_ids"]).to_pylist()
-    texts, pair_ids = table[side].to_pylist(), table["pair_id"].to_pylist()
-    starts, ends = _lists(table[f"{side}_starts"]), _lists(table[f"{side}_ends"])
-    found = []
-    for text, start, end, other_tokens, key in zip(texts, starts, ends, others, pair_ids, strict=True):
-        first, last = kept_range(truncation, start, end, len(text), other_tokens=other_tokens, key=key)
-        moved = (first, last) != nominal_range(truncation, len(start), other_tokens=other_tokens, key=key)
-        found.append((first, last, moved, slice(start[first], end[last - 1])))
-    return found
-
-
-def _cut_by_tokens(table: pa.Table, side: str, truncation: Truncation, retokenize: Retokenize) -> list[_Response]:
-    """Whole characters of the response's own tokens; the kept text is tokenised again only to count differences."""
-    responses = []
+def _cut_by_tokens(table: pa.Table, side: str, truncation: Truncation) -> list[_Response]:
+    """Whole characters of the response's own tokens."""
     texts, id_lists = table[side].to_pylist(), _lists(table[f"{side}_ids"])
     if truncation.keeps_text:
         return [_Response(text, ids, len(ids), is_cut=False) for text, ids in zip(texts, id_lists, strict=True)]
-    for text, ids, (first, last, moved, kept) in zip(texts, id_lists, _ranges(table, side, truncation), strict=True):
+    starts, ends = _lists(table[f"{side}_starts"]), _lists(table[f"{side}_ends"])
+    others = pc.list_value_length(table["rejected_ids" if side == "chosen" else "chosen_ids"]).to_pylist()
+    responses = []
+    for row, key in enumerate(table["pair_id"].to_pylist()):
+        text, ids, start, end = texts[row], id_lists[row], starts[row], ends[row]
+        asked = nominal_range(truncation, len(ids), other_tokens=others[row], key=key)
+        first, last = kept_range(truncation, start, end, len(text), other_tokens=others[row], key=key)
+        part = text[start[first] : end[last - 1]]
         is_cut = last - first < len(ids)
-        responses.append(_Response(text[kept] if is_cut else text, ids[first:last], len(ids), is_cut, moved))
-    rows = [row for row, response in enumerate(responses) if response.is_cut]
-    for row, again in zip(rows, retokenize([responses[row].text for row in rows]), strict=True):
-        if responses[row].ids.tolist() != again:
-            responses[row] = replace(responses[row], retokenized=True)
+        responses.append(_Response(part, ids[first:last], len(ids), is_cut, moved=(first, last) != asked))
     return responses
 
 
 def _cut_by_characters(table: pa.Table, side: str, truncation: Truncation, retokenize: Retokenize) -> list[_Response]:
     """Exact characters; the ids are those of the kept text."""
-    texts, id_lists = table[side].to_pylist(), _lists(table[f"{side}_ids"])
-    kept = []
+    texts, full_lengths = table[side].to_pylist(), pc.list_value_length(table[f"{side}_ids"]).to_pylist()
+    parts = []
     for text, key in zip(texts, table["pair_id"].to_pylist(), strict=True):
         begin, end = kept_characters(truncation, len(text), key=key)
-        kept.append(text[begin:end])
+        parts.append(text[begin:end])
     return [
-        _Response(part, np.array(again, np.int32), len(ids), is_cut=len(part) < len(text))
-        for text, part, again, ids in zip(texts, kept, retokenize(kept), id_lists, strict=True)
+        _Response(part, np.array(ids, np.int32), full_length, is_cut=len(part) < len(text))
+        for text, part, ids, full_length in zip(texts, parts, retokenize(parts), full_lengths, strict=True)
     ]
+
+
+def _retokenized_differently(responses: list[_Response], retokenize: Retokenize) -> int:
+    """How many cut responses get other ids when their kept text is tokenised by itself."""
+    cut = [response for response in responses if response.is_cut]
+    again = retokenize([response.text for response in cut])
+    return sum(response.ids.tolist() != ids for response, ids in zip(cut, again, strict=True))
 
 
 def _kept_tokens(table: pa.Table, truncation: Truncation) -> int:
     """Response tokens that a cut by tokens leaves in the pairs that differ after it."""
-    total = 0
-    texts = zip(table["chosen"].to_pylist(), table["rejected"].to_pylist(), strict=True)
-    ranges = zip(_ranges(table, "chosen", truncation), _ranges(table, "rejected", truncation), strict=True)
-    for (chosen, rejected), (of_chosen, of_rejected) in zip(texts, ranges, strict=True):
-        if chosen[of_chosen[3]] != rejected[of_rejected[3]]:
-            total += of_chosen[1] - of_chosen[0] + of_rejected[1] - of_rejected[0]
-    return total
+    sides = (_cut_by_tokens(table, side, truncation) for side in ("chosen", "rejected"))
+    pairs = zip(*sides, strict=True)
+    return sum(len(chosen.ids) + len(rejected.ids) for chosen, rejected in pairs if not _collapsed(chosen, rejected))
 
 
 def _within_budget(table: pa.Table, budget: int, counts: Counter[str]) -> pa.Table:

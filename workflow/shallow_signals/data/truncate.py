@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shallow_signals.config.truncation import Truncation
 from shallow_signals.data.pairs import uniform_hash
+
+Offsets = Sequence[int] | NDArray[np.int32]
 
 
 def kept_range(
     truncation: Truncation,
-    starts: Sequence[int],
-    ends: Sequence[int],
+    starts: Offsets,
+    ends: Offsets,
     text_length: int,
     *,
     other_tokens: int | None,
@@ -50,7 +55,7 @@ def kept_range(
 
 
 def nominal_range(truncation: Truncation, tokens: int, *, other_tokens: int | None, key: str) -> tuple[int, int]:
-    """The tokens [first, last) that `truncation` asks for, whatever characters they are parts of; at least one token."""
+    """The tokens [first, last) that `truncation` asks for, whatever characters they are parts of; at least one."""
     if truncation.keeps_text:
         return 0, tokens
     if truncation.kind == "min_length":

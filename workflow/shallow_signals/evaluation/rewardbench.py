@@ -45,6 +45,7 @@ class Line:
     estimate: Estimate | None  # None: no row at all
     difference: Estimate | None  # against the other model, on the pairs that both scored
     by_seed: tuple[float, ...]
+    ties: int  # equal scores over all seeds, counted as wrong
     missing: tuple[str, ...]  # subsets of this line without rows
     note: str  # empty where the line is complete
 
@@ -106,14 +107,15 @@ def _line(
     missing = tuple(subset for subset in subsets if subset not in there.subsets)
     note = _note(kind, len(subsets), missing)
     if there.n == 0:
-        return Line(name, kind, section, None, None, (), missing, note)
+        return Line(name, kind, section, None, None, (), 0, missing, note)
     share = weights(rules, there.subsets.tolist())
     strata = there.subsets if len(share) > 1 else None
     estimate = cluster_bootstrap_mean(
         there.correct, there.clusters, settings, strata=strata, weights=share if len(share) > 1 else None, bounds=UNIT
     )
     difference = _difference(there, against, rules, settings)
-    return Line(name, kind, section, estimate, difference, _by_seed(there, share), missing, note)
+    ties = int(there.ties.sum())
+    return Line(name, kind, section, estimate, difference, _by_seed(there, share), ties, missing, note)
 
 
 def _difference(there: Outcomes, against: Outcomes | None, rules: list[Rule], settings: Statistics) -> Estimate | None:

@@ -274,9 +274,11 @@ def _constant(
     value: float, design: _Design, settings: Statistics, bounds: tuple[float, float], facts: dict[str, int]
 ) -> Estimate:
     """An interval where no row differs from another: resampling would give it no width, which is not knowledge."""
-    if bounds == UNIT and value in UNIT:
-        low, high = _wilson(value, design.effective, settings.confidence)
-        return Estimate(value, low, high, method="Wilson on the clusters' effective number (all equal)", **facts)
+    if bounds == UNIT and abs(value - round(value)) < 1e-9:
+        low, high = _wilson(round(value), design.effective, settings.confidence)
+        return Estimate(
+            float(round(value)), low, high, method="Wilson on the clusters' effective number (all equal)", **facts
+        )
     if bounds == (-1.0, 1.0) and abs(value) < 1e-12:
         # As many clusters without a difference bound its share by 1 - (alpha / 2)^(1 / C): the "rule of three".
         bound = 1 - ((1 - settings.confidence) / 2) ** (1 / design.effective)

@@ -116,6 +116,8 @@ def _load(
     kind: Any, folder: Path, dtype: torch.dtype, attention: Attention, **options: Any
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the sorted names of weights that the checkpoint lacks (they hold random numbers)."""
+    from safetensors import SafetensorError
+
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: config.json is missing; name a folder that holds a whole checkpoint")
     if not any(folder.glob("*.safetensors")):
@@ -132,7 +134,7 @@ def _load(
                 output_loading_info=True,
                 **options,
             )
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise InputError(f"{folder}: can't be loaded ({' '.join(str(error).split())[:300]})") from error
     return model.eval(), sorted(info["missing_keys"])
 

@@ -131,8 +131,7 @@ def _require_checkpoint(folder: Path, where: str) -> None:
     if not (folder / "config.json").is_file():
         missing.append("config.json")
     if not any(folder.glob("*.safetensors")):
-        pickled = any(any(folder.glob(pattern)) for pattern in ("*.bin", "*.pt", "*.pth"))
-        missing.append("*.safetensors" + (" (pickled weights are not read: save as safetensors)" if pickled else ""))
+        missing.append("*.safetensors (pickled weights are not read)")
     if not (folder / "tokenizer.json").is_file():
         missing.append("tokenizer.json")
     if missing:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,26 +61,6 @@ def tokenize_pairs(pairs: pa.Table, tokenizer: Any, bos: Bos) -> tuple[pa.Table,
     metadata = {"closing_ids": json.dumps(template.closing_ids), "strips": json.dumps(template.strips)}
     table = pa.concat_tables(parts) if parts else TOKENS.empty_table()
     return table.replace_schema_metadata(metadata), {**counts, "left_out": left_out}
-
-
-def retokenizer(folder: Path) -> Callable[[list[str]], list[list[int]]]:
-    """A function from texts to token ids (no BOS, no closing) by a checkpoint's `tokenizer.json`.
-
-    Loads the `tokenizers` library only: a short job need not pay for transformers.
-    """
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; save the checkpoint with a fast tokenizer")
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-
-    def retokenize(texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-
-    return retokenize
 
 
 def _tokenize_batch(

@@ -11,6 +11,7 @@ import pyarrow as pa
 from shallow_signals.config.study import Statistics
 from shallow_signals.config.truncation import parse
 from shallow_signals.evaluation.accuracy import (
+    Comparison,
     Outcomes,
     accuracy,
     by_seed,
@@ -62,9 +63,7 @@ class _Files:
         return outcomes(tables, used, f"{experiment}/{truncation}") if used in held else None
 
 
-def table1(
-    scores: Scores, labels: Mapping[str, str], rules: Sequence[Rule], settings: Statistics = DEFAULTS
-) -> Table:
+def table1(scores: Scores, labels: Mapping[str, str], rules: Sequence[Rule], settings: Statistics = DEFAULTS) -> Table:
     """Table 1: sections and total of a benchmark by the training data's truncation; rows in the order of `labels`.
 
     `labels` maps experiments to what is printed as their data set; `rules` are the benchmark's (`load_rules`).
@@ -73,11 +72,9 @@ def table1(
     return _benchmark_table("table1", caption, scores, labels, rules, settings)
 
 
-def table4(
-    scores: Scores, labels: Mapping[str, str], rules: Sequence[Rule], settings: Statistics = DEFAULTS
-) -> Table:
+def table4(scores: Scores, labels: Mapping[str, str], rules: Sequence[Rule], settings: Statistics = DEFAULTS) -> Table:
     """Table 4: as Table 1, for responses that people wrote."""
-    caption = "Benchmark accuracy of reward models trained on truncated responses that people wrote, tested on full ones."
+    caption = "Benchmark accuracy of reward models trained on truncated responses by people, tested on full ones."
     return _benchmark_table("table4", caption, scores, labels, rules, settings)
 
 
@@ -153,22 +150,20 @@ def _benchmark_rows(
     label: str, columns: list[str], lines: dict[str, list[Line]], found: dict[str, Outcomes], settings: Statistics
 ) -> Iterable[Row]:
     """A row per section, the total, and a row for each subset that the rules don't name."""
-    shown = [line for part in lines.values() for line in part if line.kind != "subset"]
+    shown = [(line.kind, line.name) for part in lines.values() for line in part if line.kind != "subset"]
     order = {"section": 0, "total": 1, "extra": 2}
-    heads = sorted({(order[line.kind], line.name) for line in shown}, key=lambda head: head[0])
-    names = list(dict.fromkeys(line.name for line in shown))
-    for rank, name in sorted(heads, key=lambda head: (head[0], names.index(head[1]))):
-        held = {c: next((x for x in part if x.name == name and x.kind != "subset"), None) for c, part in lines.items()}
+    for kind, name in sorted(dict.fromkeys(shown), key=lambda head: order[head[0]]):  # stable: sections as in the rules
+        held = {c: next((x for x in part if (x.kind, x.name) == (kind, name)), None) for c, part in lines.items()}
         notes = {line.note for line in held.values() if line is not None}
         note = next(iter(notes)) if len(notes) == 1 else ""
         cells = [_line_cell(held.get(column), found.get(column), settings) for column in columns]
-        if rank == order["total"] and note:
+        if kind == "total" and note:
             title = f"{name}, {note}"
-        elif rank == order["extra"]:
+        elif kind == "extra":
             title = f"{name} (not in the total)"
         else:
             title = f"{name} (partial)" if note.startswith("partial") else name
-        yield Row(label, title, marked(cells), note=note if rank == order["section"] else "")
+        yield Row(label, title, marked(cells), note=note if kind == "section" else "")
 
 
 def _line_cell(line: Line | None, found: Outcomes | None, settings: Statistics) -> Cell:
@@ -203,22 +198,26 @@ def _heldout_row(
 
 
 def _accuracy_cell(found: Outcomes, full: Outcomes | None, settings: Statistics) -> Cell:
-    """A cell without strata: accuracy, and the difference to the model trained on full responses tested on full ones."""
+    """Accuracy, and its difference to that of the model trained on full responses tested on full ones."""
     against = None if full is None else compare(found, full, settings)
+    return _cell(found, accuracy(found, settings), by_seed(found), against, settings)
+
+
+def _cell(
+    found: Outcomes, estimate: Estimate, runs: tuple[float, ...], against: Comparison | None, settings: Statistics
+) -> Cell:
     return Cell(
-        estimate=accuracy(found, settings),
-        difference=against and against.difference,
-        verdict=against and comparable(against.difference, settings.comparable_margin),
+        estimate=estimate,
+        difference=against.difference if against else None,
+        verdict=comparable(against.difference, settings.comparable_margin) if against else None,
         seeds=found.seeds,
-        by_seed=by_seed(found),
+        by_seed=runs,
         ties=int(found.ties.sum()),
         left_out=against.left_out if against else 0,
     )
 
 
-def _average_row(
-    files: _Files, labels: Mapping[str, str], columns: list[str], test: str, settings: Statistics
-) -> Row:
+def _average_row(files: _Files, labels: Mapping[str, str], columns: list[str], test: str, settings: Statistics) -> Row:
     full = _joined(files, labels, "full", "full")
     cells = []
     for column in columns:
@@ -248,16 +247,8 @@ def _average_cell(found: Outcomes, full: Outcomes | None, settings: Statistics) 
     if full is not None:
         shared, _, _ = on_same_pairs(found, full)
         against = compare(found, full, settings, strata=shared.subsets, weights=equal)
-    per_aspect = np.array([found.correct[:, found.subsets == aspect].mean(axis=1) for aspect in equal])
-    return Cell(
-        estimate=estimate,
-        difference=against and against.difference,
-        verdict=against and comparable(against.difference, settings.comparable_margin),
-        seeds=found.seeds,
-        by_seed=tuple(per_aspect.mean(axis=0).tolist()),
-        ties=int(found.ties.sum()),
-        left_out=against.left_out if against else 0,
-    )
+    runs = np.array([found.correct[:, found.subsets == aspect].mean(axis=1) for aspect in equal]).mean(axis=0)
+    return _cell(found, estimate, tuple(runs.tolist()), against, settings)
 
 
 def _control_row(
@@ -296,9 +287,7 @@ def _shuffled_row(files: _Files, experiment: str, label: str, names: list[str], 
     means = [sum(by_seed(part)) / len(part.seeds) for part in parts]
     clusters = int(np.unique(parts[0].clusters).size)
     estimate: Estimate = mean_over_runs(means, parts[0].n, clusters, settings, "shuffles")
-    cell = Cell(
-        estimate, seeds=parts[0].seeds, by_seed=tuple(means), ties=sum(int(part.ties.sum()) for part in parts)
-    )
+    cell = Cell(estimate, seeds=parts[0].seeds, by_seed=tuple(means), ties=sum(int(part.ties.sum()) for part in parts))
     empty = Cell(note="no such comparison for shuffled labels")
     return Row(label, f"shuffled labels (mean of {len(parts)})", (cell, *(empty for _ in range(6))))
 

@@ -1,0 +1,261 @@
+"""Tables as CSV (one line a cell), Markdown and LaTeX (booktabs)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from shallow_signals.evaluation.statistics import Estimate
+from shallow_signals.files import write_text
+from shallow_signals.paper.layout import DIGITS, Cell, Row, Table, scope
+
+DASH = "—"
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    DASH: "---",
+    "–": "--",
+}
+_TEX_HEAD = r"""% needs: \usepackage{booktabs} \usepackage{graphicx} \usepackage[table]{xcolor}
+\definecolor{bestblue}{HTML}{9DC3E6}
+\definecolor{secondblue}{HTML}{DEEBF7}
+"""
+CSV_COLUMNS = (
+    *("table", "group", "row", "column", "name", "tested_on"),
+    *("value", "low", "high", "n", "clusters", "method", "seeds", "by_seed"),
+    *("difference", "difference_low", "difference_high", "difference_method", "verdict"),
+    *("mark", "ties", "left_out", "scope", "note"),
+)
+
+
+def write_table(table: Table, stem: Path) -> list[Path]:
+    """Write `{stem}.csv`, `{stem}.md` and `{stem}.tex`; return their paths."""
+    forms: dict[str, Callable[[Table], str]] = {".csv": to_csv, ".md": to_markdown, ".tex": to_latex}
+    paths = []
+    for suffix, form in forms.items():
+        paths.append(stem.with_name(stem.name + suffix))
+        write_text(paths[-1], form(table))
+    return paths
+
+
+def to_csv(table: Table) -> str:
+    """Long form: one line a cell, missing cells included (their reason in `note`)."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in table.rows:
+        for (name, label), cell in zip(table.columns, row.cells, strict=True):
+            found = cell.estimate
+            writer.writerow(
+                {
+                    "table": table.name,
+                    "group": row.group,
+                    "row": row.label,
+                    "column": label,
+                    "name": name,
+                    "tested_on": row.test,
+                    **_interval("value", "low", "high", found),
+                    "n": found.n if found else "",
+                    "clusters": found.clusters if found else "",
+                    "method": found.method if found else "",
+                    "seeds": " ".join(map(str, cell.seeds)),
+                    "by_seed": " ".join(f"{value:.6f}" for value in cell.by_seed),
+                    **_interval("difference", "difference_low", "difference_high", cell.difference),
+                    "difference_method": cell.difference.method if cell.difference else "",
+                    "verdict": cell.verdict or "",
+                    "mark": cell.mark,
+                    "ties": cell.ties if found else "",
+                    "left_out": cell.left_out if cell.difference else "",
+                    "scope": scope(found) if found else "",
+                    "note": "; ".join(note for note in (cell.note, row.note if cell.note != row.note else "") if note),
+                }
+            )
+    return text.getvalue()
+
+
+def _interval(value: str, low: str, high: str, estimate: Estimate | None) -> dict[str, str]:
+    numbers = (estimate.value, estimate.low, estimate.high) if estimate else (math.nan,) * 3
+    return {key: "" if math.isnan(x) else f"{x:.6f}" for key, x in zip((value, low, high), numbers, strict=True)}
+
+
+def to_markdown(table: Table) -> str:
+    """The scores, then the differences to full where there are any, then the notes."""
+    notes = _Footnotes(table)
+    heads = [*table.stub, "Pairs (clusters)", *(label for _, label in table.columns)]
+
+    def block(text: Callable[[Cell], str]) -> Iterator[str]:
+        yield "| " + " | ".join(heads) + " |"
+        yield "|" + "---|" * len(heads)
+        for row in table.rows:
+            stub = [row.group, row.label + _marks(notes.of_row(row), "[^{}]"), _sizes(row)]
+            cells = [text(cell) + _marks(notes.of_cell(row, cell), "[^{}]") for cell in row.cells]
+            yield "| " + " | ".join(part.replace("|", "\\|") for part in [*stub, *cells]) + " |"
+
+    lines = [f"**{table.name.capitalize()}.** {table.caption}", "", *block(_markdown_score), ""]
+    if _has_differences(table):
+        title = "Differences to the model trained on full responses, on the same pairs (comparable?):"
+        lines += [title, "", *block(_markdown_difference), ""]
+    lines += ["**Bold**: best of its row; _italic_: second best.", *table.notes, *notes.common]
+    lines += ["", *(f"[^{number}]: {text}" for text, number in notes.numbers.items())]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs table of scores, and one of differences to full where there are any; needs xcolor and graphicx."""
+    notes = _Footnotes(table)
+    heads = [*table.stub, "Pairs (clusters)", *(label for _, label in table.columns)]
+
+    def block(text: Callable[[Cell], str]) -> Iterator[str]:
+        yield r"\resizebox{\textwidth}{!}{%"
+        yield r"\begin{tabular}{ll" + "r" * (len(heads) - 2) + "}"
+        yield r"\toprule"
+        yield " & ".join(escape(head) for head in heads) + r" \\"
+        group = None
+        for row in table.rows:
+            if row.group != group:
+                yield r"\midrule"
+            stub = [
+                escape(row.group if row.group != group else ""),
+                escape(row.label) + _marks(notes.of_row(row), "$^{{{}}}$"),
+                escape(_sizes(row)),
+            ]
+            group = row.group
+            cells = [text(cell) + _marks(notes.of_cell(row, cell), "$^{{{}}}$") for cell in row.cells]
+            yield " & ".join([*stub, *cells]) + r" \\"
+        yield r"\bottomrule"
+        yield r"\end{tabular}}"
+
+    lines = [_TEX_HEAD + r"\begin{table}", r"\centering", *block(_latex_score)]
+    if _has_differences(table):
+        lines += ["", r"\medskip", "", *block(_latex_difference)]
+    text = [table.caption, "Darker blue: best of its row; lighter blue: second best.", *table.notes, *notes.common]
+    if _has_differences(table):
+        text.append("Below: differences to the model trained on full responses, on the same pairs.")
+    numbered = [f"$^{{{number}}}$ {escape(note)}." for note, number in notes.numbers.items()]
+    lines += [
+        r"\caption{"
+        + " ".join([*(escape(part if part.endswith(".") else part + ".") for part in text), *numbered])
+        + "}",
+        r"\label{tab:" + table.name + "}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def escape(text: str) -> str:
+    """Plain text as LaTeX source."""
+    return "".join(_TEX.get(letter, letter) for letter in text)
+
+
+class _Footnotes:
+    """Numbers for the notes of cells and rows; what holds for all measured cells is said once, without a number."""
+
+    def __init__(self, table: Table) -> None:
+        self.numbers: dict[str, int] = {}
+        scopes = [
+            scope(c.estimate) for row in table.rows for c in row.cells if c.estimate and not math.isnan(c.estimate.low)
+        ]
+        self._everywhere = scopes[0] if scopes and scopes[0] and len(set(scopes)) == 1 else ""
+        self.common = [f"All cells: {self._everywhere}."] if self._everywhere else []
+
+    def of_cell(self, row: Row, cell: Cell) -> list[int]:
+        """A partial line's note stands at its row."""
+        notes = [] if cell.estimate and cell.note and (cell.note == row.note or cell.note in row.label) else [cell.note]
+        if cell.estimate and not math.isnan(cell.estimate.low):
+            notes.append(scope(cell.estimate))
+        return [self._number(note) for note in notes if note and note != self._everywhere]
+
+    def of_row(self, row: Row) -> list[int]:
+        return [self._number(row.note)] if row.note else []
+
+    def _number(self, note: str) -> int:
+        return self.numbers.setdefault(note, len(self.numbers) + 1)
+
+
+def _marks(numbers: list[int], form: str) -> str:
+    return "".join(form.format(number) for number in numbers)
+
+
+def _sizes(row: Row) -> str:
+    """Pairs and clusters behind a row's cells; a range where cells differ."""
+    found = [cell.estimate for cell in row.cells if cell.estimate and cell.estimate.n]
+    if not found:
+        return DASH
+    return f"{_range([e.n for e in found])} ({_range([e.clusters for e in found])})"
+
+
+def _range(numbers: list[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
+def _has_differences(table: Table) -> bool:
+    return any(cell.difference for row in table.rows for cell in row.cells)
+
+
+def _bounds(estimate: Estimate, sign: str = "") -> str:
+    if math.isnan(estimate.low):
+        return ""
+    return f"[{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
+
+
+def _spread(cell: Cell) -> tuple[int, float] | None:
+    """Number of runs and the standard deviation of their scores, where there are several."""
+    runs = len(cell.by_seed)
+    if runs < 2:
+        return None
+    mean = math.fsum(cell.by_seed) / runs
+    return runs, math.sqrt(math.fsum((value - mean) ** 2 for value in cell.by_seed) / (runs - 1))
+
+
+def _markdown_score(cell: Cell) -> str:
+    if cell.estimate is None:
+        return DASH
+    number = f"{cell.estimate.value:.{DIGITS}f}"
+    number = {"best": f"**{number}**", "second": f"_{number}_"}.get(cell.mark, number)
+    runs = _spread(cell)
+    return " ".join(filter(None, [number, _bounds(cell.estimate), f"(sd {runs[1]:.3f} of {runs[0]})" if runs else ""]))
+
+
+def _markdown_difference(cell: Cell) -> str:
+    if cell.difference is None:
+        return DASH if cell.estimate is None else ""
+    verdict = f" {cell.verdict}" if cell.verdict else ""
+    return f"{cell.difference.value:+.{DIGITS}f} {_bounds(cell.difference, '+')}{verdict}"
+
+
+def _latex_score(cell: Cell) -> str:
+    if cell.estimate is None:
+        return escape(DASH)
+    number = f"{cell.estimate.value:.{DIGITS}f}"
+    colour = {"best": r"\cellcolor{bestblue}", "second": r"\cellcolor{secondblue}"}.get(cell.mark, "")
+    number = rf"\textbf{{{number}}}" if cell.mark == "best" else number
+    runs = _spread(cell)
+    small = [_math(_bounds(cell.estimate)), rf"$\pm${runs[1]:.3f} ({runs[0]})" if runs else ""]
+    return colour + " ".join([number, *(rf"{{\scriptsize {part}}}" for part in small if part)])
+
+
+def _latex_difference(cell: Cell) -> str:
+    if cell.difference is None:
+        return escape(DASH) if cell.estimate is None else ""
+    verdict = rf" {{\scriptsize {cell.verdict}}}" if cell.verdict else ""
+    number = f"{cell.difference.value:+.{DIGITS}f}"
+    return rf"${number}$ {{\scriptsize {_math(_bounds(cell.difference, '+'))}}}{verdict}"
+
+
+def _math(text: str) -> str:
+    """Numbers in mathematics, so that a minus is a minus."""
+    return f"${text}$" if text else ""
