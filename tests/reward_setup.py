@@ -1,4 +1,4 @@
-"""What the tests of reward-model training share: small pairs, a trainer on them, and the plain way to their gradient."""
+"""What tests of reward-model training share: small pairs, a trainer on them, and the plain way to their gradient."""
 
 from __future__ import annotations
 

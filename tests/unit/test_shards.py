@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from realdata import ARGUMENTS, HARMLESS, RMB, pair_row, pairs_table, real_pairs, smollm2
 from transformers import AutoTokenizer
 
+import checkpoints
+from realdata import ARGUMENTS, HARMLESS, RMB, pair_row, pairs_table, real_pairs, smollm2
 from shallow_signals.config.truncation import parse
 from shallow_signals.data.shards import SHARDS, write_shards
 from shallow_signals.files import InputError
@@ -38,7 +38,8 @@ class Data:
         self.rows = {row["pair_id"]: row for row in pq.read_table(self.tokens).to_pylist()}
 
     def retokenize(self, texts: list[str]) -> list[list[int]]:
-        return [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return ids
 
     def write(self, name: str, **options: Any) -> dict[str, Any]:
         return write_shards(self.tokens, self.pairs, parse(name), self.folder / name, self.retokenize, **options)
@@ -99,12 +100,29 @@ def test_cuts_of_real_text(real: Callable[[str], Data], file: str, name: str) ->
         assert (summary["kept_tokens"], summary["full_tokens"]) == (kept, full)
     counted = [sum(manifest["splits"][s][key] for s in ("train", "test")) for key in COUNTED]
     assert counted == [cut, differ]
-    assert differ <= 0.02 * cut
     assert json.loads((data.folder / name / "manifest.json").read_text()) == manifest
     assert (manifest["closing_ids"], manifest["strips"]) == (CLOSING, False)
 
 
 COUNTED = ("responses_cut", "retokenized_differently")
+
+
+@pytest.mark.parametrize("file", [HARMLESS, ARGUMENTS, RMB])
+def test_cut_text_is_tokenised_as_it_was(shared_data: Path, tmp_path: Path, file: str) -> None:
+    # All of RMB: 1.17% of 29,000 cuts. 2,400 of them tell that from the bar of 2%, a few hundred don't.
+    data = Data(tmp_path, real_pairs(shared_data, file, 1200), smollm2())
+    splits = data.write("head50")["splits"]
+    cut, differ = (sum(splits[split][key] for split in ("train", "test")) for key in COUNTED)
+    assert cut > 2300
+    assert differ <= 0.02 * cut
+
+
+def test_other_ids_are_noticed(real: Callable[[str], Data], tmp_path: Path) -> None:
+    data = real(HARMLESS)
+    out = tmp_path / "out"
+    manifest = write_shards(data.tokens, data.pairs, parse("head50"), out, lambda texts: [[0] for _ in texts])
+    cut, differ = (manifest["splits"]["train"][key] for key in COUNTED)
+    assert differ == cut > 100
 
 
 def test_a_cut_inside_a_character_is_moved_and_counted(tmp_path: Path) -> None:
@@ -210,7 +228,6 @@ def test_shuffles_swap_half_of_the_training_pairs(real: Callable[[str], Data]) -
     flipped: dict[str, set[str]] = {}
     for name in ("shuffled1", "shuffled2", "full"):
         manifest = data.write(name)
-        assert data.shards(name, "test") == data.shards("full" if name == "full" else name, "test")
         rows = data.shards(name, "train")
         flipped[name] = set()
         for row in rows:

@@ -1,15 +1,15 @@
-"""Tables from score files: numbers against plain counts, marks, gaps, the three forms; and the paper's printed ones."""
+"""Tables from score files: numbers against plain counts, marks, gaps, the three forms."""
 
 from __future__ import annotations
 
 import csv
 import re
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from shallow_signals.config.study import Statistics
@@ -18,7 +18,6 @@ from shallow_signals.evaluation.rewardbench import Rule, load_rules
 from shallow_signals.evaluation.statistics import Estimate
 from shallow_signals.files import write_parquet
 from shallow_signals.paper.layout import Cell, Row, Table, in_order, label_of, marked
-from shallow_signals.paper.published_checks import GRIM_ROWS, attainable, load_published, recomputed
 from shallow_signals.paper.render import escape, to_latex, to_markdown, write_table
 from shallow_signals.paper.tables import Scores, controls, table1, table2, table4
 
@@ -78,8 +77,6 @@ def cells(path: Path) -> dict[tuple[str, str, str], dict[str, str]]:
 
 
 def plain_accuracy(paths: Scores, name: str, truncation: str, subsets: set[str]) -> float:
-    import pyarrow.parquet as pq
-
     found = []
     for (experiment, cut, _), path in paths.items():
         if (experiment, cut) == (name, truncation):
@@ -201,15 +198,9 @@ def aspects(tmp_path: Path) -> tuple[Scores, dict[str, str]]:
             full, kept = draw(rng, 0.7), draw(rng, 0.78)
             score_file(head, {"full": full}, ["s"])
             score_file(tmp_path / "part.parquet", {"kept": kept[20:]}, ["s"], [f"{i:04d}" for i in range(20, 400)])
-            write_parquet(head, pa.concat_tables([_read(head), _read(tmp_path / "part.parquet")]))
+            write_parquet(head, pa.concat_tables([pq.read_table(head), pq.read_table(tmp_path / "part.parquet")]))
             paths[name, "head50", seed] = head
     return paths, {"helpful": "Helpfulness", "honest": "Honesty"}
-
-
-def _read(path: Path) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(path)
 
 
 def test_table2_shows_both_tests_and_their_averages(aspects: tuple[Scores, dict[str, str]], tmp_path: Path) -> None:
@@ -297,7 +288,7 @@ def test_latex_is_well_formed(benchmark: Scores) -> None:
     assert r"Ultra \& Feedback" in text
     rows = [line for line in text.splitlines() if r"\cellcolor{bestblue}" in line]
     assert len(rows) == 10
-    for broken in (text.replace(r"\&", "&", 1), text.replace("}", "", 1), text.replace(" & ", " ", 1)):
+    for broken in (text.replace(r"\&", "&", 1), text.replace(r"\textbf{", r"\textbf", 1), text.replace(" & ", " ", 1)):
         with pytest.raises(AssertionError):
             _check_latex(broken)
 
@@ -311,7 +302,8 @@ def test_escaping_covers_latex_specials() -> None:
 def test_markdown_is_a_table_with_as_many_cells_in_every_line(benchmark: Scores) -> None:
     text = to_markdown(table1(benchmark, LABELS | {"feed": "a|b"}, RULES, QUICK))
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {10}
+    widths = [len(re.findall(r"(?<!\\)\|", line)) for line in lines]
+    assert widths == [10] * 12 + [9] * 12  # the differences leave out the column that they are to
     assert len(lines) == 2 * (2 + 10)
     used, defined = (
         set(re.findall(pattern, text, re.MULTILINE)) for pattern in (r"\[\^(\d+)\](?!:)", r"^\[\^(\d+)\]:")
@@ -337,59 +329,3 @@ def test_rules_may_be_any(benchmark: Scores) -> None:
     labels = [row.label for row in table1(benchmark, {"feed": "F"}, rules, QUICK).rows]
     assert labels[:2] == ["Only", "Total"]
     assert len(labels) == 6
-
-
-# --- The paper's printed tables -----------------------------------------------------------------------------------
-
-
-def test_published_tables_are_complete() -> None:
-    sizes = {name: len(load_published(name)) for name in ("table1", "table2", "table3", "table4")}
-    assert sizes == {"table1": 75, "table2": 30, "table3": 12, "table4": 25}
-    # Quoted in the paper's abstract and introduction, apart from its tables.
-    quoted = {(c.dataset, c.truncation): c.value for c in load_published("table1") if c.dimension == "Total"}
-    for key, value in {"full": "0.7585", "head50": "0.7588", "head40": "0.7635", "head25": "0.6992"}.items():
-        assert quoted["Skywork-Preference", key] == Decimal(value)
-    for key, value in {"full": "0.6596", "head50": "0.7216", "head40": "0.6971", "head33": "0.6244"}.items():
-        assert quoted["RLHFlow-Preference", key] == Decimal(value)
-
-
-def test_printed_averages_of_table_2() -> None:
-    cuts = ["full", "head50", "head40", "head30", "head20", "head10"]
-    found = [recomputed(load_published("table2"), "UltraFeedback", cut, "Average") for cut in cuts]
-    assert [float(printed) for printed, _ in found] == [0.88, 0.8825, 0.87, 0.855, 0.795, 0.705]
-    assert [float(true) for _, true in found] == [0.88, 0.8825, 0.8675, 0.8525, 0.79, 0.705]
-
-
-def test_printed_totals_are_rarely_the_mean_of_the_sections() -> None:
-    cells = load_published("table1") + load_published("table4")
-    columns = sorted({(cell.dataset, cell.truncation) for cell in cells})
-    found = {key: recomputed(cells, *key, "Total") for key in columns}
-    assert len(found) == 20
-    gaps = {key: abs(printed - mean) for key, (printed, mean) in found.items()}
-    assert sum(gap <= Decimal("0.001") for gap in gaps.values()) == 3
-    assert sum(gap <= Decimal("0.0001") for gap in gaps.values()) == 0
-    assert max(gaps, key=lambda key: gaps[key]) == ("RLHFlow-Preference", "head25")
-    means = [round(float(found["Skywork-Preference", cut][1]), 4) for cut in ("full", "head50", "head40")]
-    assert means == [0.7593, 0.7565, 0.7515]
-
-
-def test_grim_counts() -> None:
-    def counts(truncated: bool) -> dict[str, int]:
-        result: dict[str, int] = {}
-        for cell in load_published("table1") + load_published("table4"):
-            if n := GRIM_ROWS.get(cell.dimension):
-                fits = attainable(cell.value, n) or (truncated and attainable(cell.value, n, truncated=True))
-                result[cell.dataset] = result.get(cell.dataset, 0) + fits
-        return result
-
-    expected = {"Skywork-Preference": 10, "UltraFeedback": 2, "RLHFlow-Preference": 3, "SHP-Preference": 1}
-    assert counts(truncated=False) == expected
-    assert counts(truncated=True) == expected | {"RLHFlow-Preference": 4}
-
-
-def test_grim_against_all_shares() -> None:
-    """Brute force over every k of 37 rows: attainable exactly where some share rounds to the value."""
-    shares = {f"{k / 37:.3f}" for k in range(38)}
-    for thousandth in range(1001):
-        value = f"{thousandth / 1000:.3f}"
-        assert attainable(Decimal(value), 37) == (value in shares)

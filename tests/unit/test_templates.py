@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import pytest
-from realdata import HARMLESS, real_pairs, smollm2
 from transformers import AutoTokenizer
 
+import checkpoints
+from realdata import HARMLESS, real_pairs, smollm2
 from shallow_signals.files import InputError
 from shallow_signals.models.templates import (
     conversation_text,
@@ -121,7 +121,9 @@ def test_system_turn_is_folded_where_it_is_refused(tokenizers: dict[str, Any]) -
     gemma = tokenizers["gemma"]
     assert render_prompt(gemma, [SYSTEM, USER], "auto") == render_prompt(gemma, folded, "auto")
     for kind in ("chatml", "llama3", "smollm2"):
-        assert render_prompt(tokenizers[kind], [SYSTEM, USER], "auto") != render_prompt(tokenizers[kind], folded, "auto")
+        assert render_prompt(tokenizers[kind], [SYSTEM, USER], "auto") != render_prompt(
+            tokenizers[kind], folded, "auto"
+        )
 
 
 def test_fold_system_keeps_every_text_and_turn() -> None:

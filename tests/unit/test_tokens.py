@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import numpy as np
 import pyarrow as pa
 import pytest
-from realdata import ARGUMENTS, HARMLESS, RMB, pair_row, pairs_table, real_pairs, smollm2
 from tokenizers import pre_tokenizers, processors
 from transformers import AutoTokenizer
 
+import checkpoints
+from realdata import ARGUMENTS, HARMLESS, RMB, pair_row, pairs_table, real_pairs, smollm2
 from shallow_signals.models.tokens import TOKENS, tokenize_pairs
 
 SIDES = ("chosen", "rejected")
@@ -172,7 +173,7 @@ def test_trimmed_offsets_tile_the_text(checkpoint: Callable[[str], Any]) -> None
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     text = " a good  day 🙂\n\n and déjà vu "
     raw = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    assert any(start > end for (_, end), (start, _) in zip(raw, raw[1:], strict=False))  # the tokenizer leaves gaps
+    assert any(start > end for (_, end), (start, _) in itertools.pairwise(raw))  # the tokenizer leaves gaps
     tokens, _ = tokenize_pairs(pairs_table([pair_row([USER], text, "No.")]), tokenizer, "auto")
     row = tokens.to_pylist()[0]
     starts, ends = row["chosen_starts"], row["chosen_ends"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -25,7 +26,7 @@ class Pieces:
         data = text.encode()
         bounds = [0, *sorted(cuts), len(data)]
         self.text = text
-        self.tokens = [data[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        self.tokens = [data[a:b] for a, b in itertools.pairwise(bounds)]
         character = np.repeat(np.arange(len(text)), [len(letter.encode()) for letter in text])
         self.starts = [int(character[a]) for a in bounds[:-1]]
         self.ends = [int(character[b - 1]) + 1 for b in bounds[1:]]

@@ -19,7 +19,8 @@ def shards_for(experiment, truncation):
 
 def training_params(experiment):
     """What the training of an experiment's models depends on, besides its inputs."""
-    return plain(STUDY.reward_recipes[STUDY.reward_models[experiment].recipe])
+    spec = STUDY.reward_models[experiment]
+    return {"recipe": plain(STUDY.reward_recipes[spec.recipe]), "bos": STUDY.models[spec.model].bos}
 
 
 def scoring_params(experiment):
@@ -42,7 +43,7 @@ if STUDY.process_per == "model":
         input:
             shards=lambda w: [shards_for(w.experiment, w.truncation)],
             base=lambda w: results(f"models/base/{STUDY.reward_models[w.experiment].model}"),
-            code=code("training.reward"),
+            code=code("training.launch"),
         output:
             folders=directory(results("models/reward/{experiment}/{truncation}/seed{seed}")),
         log:
@@ -50,7 +51,7 @@ if STUDY.process_per == "model":
         benchmark:
             benchmark_of("train_reward_model/{experiment}/{truncation}/seed{seed}")
         params:
-            recipe=lambda w: training_params(w.experiment),
+            training=lambda w: training_params(w.experiment),
             members=lambda w: [(w.truncation, int(w.seed))],
         resources:
             mem_mb=resources_for(32000),
@@ -98,7 +99,7 @@ else:
             input:
                 shards=[shards_for(_e, t) for t, s in _members],
                 base=results(f"models/base/{_spec.model}"),
-                code=code("training.reward"),
+                code=code("training.launch"),
             output:
                 folders=[directory(model_folder(_e, t, s)) for t, s in _members],
             log:
@@ -106,7 +107,7 @@ else:
             benchmark:
                 benchmark_of(f"train_reward_models/{_e}")
             params:
-                recipe=training_params(_e),
+                training=training_params(_e),
                 members=_members,
             resources:
                 mem_mb=resources_for(4000),

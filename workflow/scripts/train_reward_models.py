@@ -1,17 +1,20 @@
-"""Train reward models, one after the other in this process."""
+"""Train reward models, one after the other: in this process, or on the rule's GPUs."""
 
 from job import job
 
 with job(snakemake):
     from pathlib import Path
 
-    import torch
+    from shallow_signals.files import write_json
+    from shallow_signals.provenance import sidecar
+    from shallow_signals.training.launch import RewardJob, train_reward_model
+    from shallow_signals.training.resume import state_folder
 
-    from shallow_signals.config.recipes import RewardRecipe
-    from shallow_signals.training.reward import train_reward_model
-
-    torch.set_num_threads(snakemake.threads)
-    recipe = RewardRecipe.model_validate(snakemake.params.recipe)
-    members = zip(snakemake.params.members, snakemake.input.shards, snakemake.output.folders, strict=True)
-    for (_, seed), shards, folder in members:
-        train_reward_model(Path(shards), Path(snakemake.input.base), recipe, seed, Path(folder))
+    base, settings = Path(snakemake.input.base), snakemake.params.training
+    members = zip(snakemake.params.members, snakemake.input.shards, snakemake.output, strict=True)
+    for (_, seed), shards, output in members:
+        out, params, inputs = Path(output), {**settings, "seed": seed}, {"shards": Path(shards), "base": base}
+        state = state_folder(out, params, inputs)
+        task = RewardJob(**params, **inputs, out=out, state=state)
+        facts = train_reward_model(task, processes=max(1, snakemake.resources.get("gpu", 1)))
+        write_json(out / "training.json", sidecar(params, inputs, **facts))

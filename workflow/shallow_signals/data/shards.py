@@ -27,6 +27,7 @@ from shallow_signals.files import InputError, read_parquet, write_json, write_pa
 
 Retokenize = Callable[[list[str]], list[list[int]]]
 SPLITS = ("train", "test")
+_METADATA = (b"closing_ids", b"strips")
 
 _IDS = pa.list_(pa.int32())
 _MESSAGES = PAIRS.field("prompt").type
@@ -109,11 +110,11 @@ def write_shards(
 def _metadata(tokens: Path) -> dict[str, Any]:
     """`closing_ids` and `strips` of a tokens file."""
     schema = read_parquet(tokens, ["pair_id"]).schema
-    found = schema.metadata or {}
-    try:
-        return {name: json.loads(found[name.encode()]) for name in ("closing_ids", "strips")}
-    except KeyError as error:
-        raise InputError(f"{tokens}: metadata {error} is missing; make the tokens again") from None
+    found = {name.decode(): json.loads(value) for name, value in (schema.metadata or {}).items() if name in _METADATA}
+    for name in _METADATA:
+        if name.decode() not in found:
+            raise InputError(f"{tokens}: metadata '{name.decode()}' is missing; make the tokens again")
+    return found
 
 
 def _batches(tokens: Path, pairs: Path, rows: int = 5_000) -> Iterator[pa.Table]:

@@ -79,6 +79,16 @@ class LengthOverlap:
 
 
 @dataclass(frozen=True)
+class GlmFit:
+    """One fit of the package's GLM."""
+
+    value: float  # LC win rate in percent
+    weights: GlmWeights
+    converged: bool
+    notes: tuple[str, ...]  # warnings of the fit, each once
+
+
+@dataclass(frozen=True)
 class LengthControlled:
     """A length-controlled win rate in percent, with what one must know to trust it."""
 
@@ -89,7 +99,7 @@ class LengthControlled:
     extreme: bool  # the package's own alarm: very different from the raw win rate
     approximate: bool  # True with a stand-in regulariser: not AlpacaEval's number
     lengths: LengthOverlap
-    notes: tuple[str, ...]  # warnings of the fit, each once
+    notes: tuple[str, ...]  # warnings of the fit, or why there is none
 
 
 def official_regulariser(path: Path) -> Regulariser:
@@ -205,38 +215,40 @@ def length_controlled(
     """
     from alpaca_eval.metrics.glm_winrate import get_is_extreme_changes
 
-    if len(annotations) != regulariser.instructions:
-        raise InputError(
-            f"annotations: {len(annotations)} rows, but the regulariser knows {regulariser.instructions} instructions; "
-            "the length-controlled win rate needs the whole set in its order"
-        )
+    frame, judged = _standard(annotations, regulariser)
     name = "LC win rate" if regulariser.official else "LC win rate (stand-in regulariser)"
-    scores, lengths = win_scores(annotations), length_overlap(annotations)
-    frame = _standard(annotations)
-    judged = np.flatnonzero(~np.isnan(scores))
     reason = _unfit(frame, judged)
     if reason:
-        nothing = Estimate(math.nan, math.nan, math.nan, judged.size, judged.size, reason)
-        weights = GlmWeights(math.nan, math.nan, math.nan)
-        return LengthControlled(name, nothing, weights, False, False, not regulariser.official, lengths, (reason,))
-    with _local_files(regulariser):
-        value, weights, converged, notes = _fit(frame)
-        generator = np.random.default_rng(settings.seed)
-        groups = np.array_split(generator.permutation(len(frame)), GROUPS)
-        left_out = [_fit(frame.drop(index=frame.index[group]))[0] for group in groups]
-    low, high = _jackknife_interval(value, left_out, settings.confidence)
+        fit, extreme = GlmFit(math.nan, GlmWeights(math.nan, math.nan, math.nan), False, (reason,)), False
+        low, high, method = math.nan, math.nan, reason
+    else:
+        with _local_files(regulariser):
+            fit = _fit(frame)
+            groups = np.array_split(np.random.default_rng(settings.seed).permutation(len(frame)), GROUPS)
+            left_out = [_fit(frame.drop(index=frame.index[group])).value for group in groups]
+        extreme = bool(get_is_extreme_changes(100 * float(win_scores(frame)[judged].mean()), fit.value))
+        low, high = _jackknife_interval(fit.value, left_out, settings.confidence)
+        low, high, method = max(low, 0.0), min(high, 100.0), f"jackknife over {GROUPS} groups of instructions"
     clusters = annotations["instruction"].iloc[judged].nunique()
-    method = f"jackknife over {GROUPS} groups of instructions"
     return LengthControlled(
         name=name,
-        estimate=Estimate(value, max(low, 0.0), min(high, 100.0), judged.size, clusters, method),
-        weights=weights,
-        converged=converged,
-        extreme=bool(get_is_extreme_changes(100 * float(np.nanmean(scores)), value)),
+        estimate=Estimate(fit.value, low, high, judged.size, clusters, method),
+        weights=fit.weights,
+        converged=fit.converged,
+        extreme=extreme,
         approximate=not regulariser.official,
-        lengths=lengths,
-        notes=notes,
+        lengths=length_overlap(annotations),
+        notes=fit.notes,
     )
+
+
+def fit_glm(annotations: pd.DataFrame, regulariser: Regulariser) -> GlmFit:
+    """One fit of the package's GLM, without an interval; raises `InputError` where it can't be fitted."""
+    frame, judged = _standard(annotations, regulariser)
+    if reason := _unfit(frame, judged):
+        raise InputError(f"annotations: {reason}")
+    with _local_files(regulariser):
+        return _fit(frame)
 
 
 def _jackknife_interval(value: float, left_out: Sequence[float], confidence: float) -> tuple[float, float]:
@@ -249,14 +261,20 @@ def _jackknife_interval(value: float, left_out: Sequence[float], confidence: flo
     return value - half, value + half
 
 
-def _standard(annotations: pd.DataFrame) -> pd.DataFrame:
-    """The columns that the GLM reads, rows numbered from 0.
+def _standard(annotations: pd.DataFrame, regulariser: Regulariser) -> tuple[pd.DataFrame, NDArray[np.intp]]:
+    """The columns that the GLM reads, rows numbered from 0, and the numbers of the judged rows.
 
     Generators get fixed names: the package makes file names of them, and treats a model called like the reference as
     the reference.
     """
+    if len(annotations) != regulariser.instructions:
+        raise InputError(
+            f"annotations: {len(annotations)} rows, but the regulariser knows {regulariser.instructions} instructions; "
+            "the length-controlled win rate needs the whole set in its order"
+        )
+    judged = np.flatnonzero(~np.isnan(win_scores(annotations)))
     frame = annotations[["preference", "output_1", "output_2"]].reset_index(drop=True)
-    return frame.assign(generator_1="reference", generator_2="model", annotator="judge")
+    return frame.assign(generator_1="reference", generator_2="model", annotator="judge"), judged
 
 
 def _unfit(frame: pd.DataFrame, judged: NDArray[np.intp]) -> str | None:
@@ -269,8 +287,8 @@ def _unfit(frame: pd.DataFrame, judged: NDArray[np.intp]) -> str | None:
     return None
 
 
-def _fit(frame: pd.DataFrame) -> tuple[float, GlmWeights, bool, tuple[str, ...]]:
-    """LC win rate in percent, weights, whether the fit converged, and its warnings. Needs `_local_files`."""
+def _fit(frame: pd.DataFrame) -> GlmFit:
+    """Fit; inside `_local_files` only."""
     import sklearn
     from alpaca_eval.metrics.glm_winrate import get_length_controlled_winrate
     from sklearn.exceptions import ConvergenceWarning
@@ -289,7 +307,7 @@ def _fit(frame: pd.DataFrame) -> tuple[float, GlmWeights, bool, tuple[str, ...]]
     converged = not any(issubclass(item.category, ConvergenceWarning) for item in caught)
     # Of the rest only what concerns this fit: the libraries also announce future changes of their interfaces.
     notes = sorted({str(w.message) for w in caught if not issubclass(w.category, (FutureWarning, DeprecationWarning))})
-    return value, weights, converged and math.isfinite(value), tuple(notes)
+    return GlmFit(value, weights, converged and math.isfinite(value), tuple(notes))
 
 
 @contextmanager

@@ -21,7 +21,14 @@ from shallow_signals.data.truncate import nominal_range
 from shallow_signals.evaluation.rewardbench import rewardbench_rows
 from shallow_signals.files import InputError, read_parquet, write_parquet
 from shallow_signals.models.heads import read_scores, score_head, token_scores
-from shallow_signals.models.load import load_reward_model, load_tokenizer, pick_compute_dtype, pick_device
+from shallow_signals.models.load import (
+    Attention,
+    load_reward_model,
+    load_tokenizer,
+    pick_compute_dtype,
+    pick_device,
+)
+from shallow_signals.models.templates import read_template
 from shallow_signals.models.tree import Row, Segment, batch_rows, refuse_unsupported, row_length
 
 SCORES = pa.schema(
@@ -50,7 +57,7 @@ class Scoring:
     max_length: int
     end_of_turn: Literal["keep", "drop"]
     compute: Literal["auto", "float32", "bfloat16"]
-    attention: Literal["sdpa", "eager", "flash_attention_2"]
+    attention: Attention
     cuts: Sequence[int]  # percentages
 
 
@@ -133,18 +140,20 @@ class _Reader:
     def __init__(self, folder: Path, scoring: Scoring, closing: list[int]) -> None:
         device = pick_device()
         tokenizer = load_tokenizer(folder)
-        self.bos_id, self.pad_id = tokenizer.bos_token_id, tokenizer.pad_token_id or 0
+        bos_ids = read_template(tokenizer, "auto").bos_ids
+        self.bos_id = bos_ids[0] if bos_ids else None  # as in training: a token that opens every turn is no BOS
+        self.pad_id = tokenizer.pad_token_id or 0
         self.closing, self.max_length = closing, scoring.max_length
         self.token_budget = TOKEN_BUDGET[device.type]
         # FlashAttention takes no mask in which texts branch; the kernels give the same scores but for rounding.
-        attention = "eager" if scoring.attention == "eager" else "sdpa"
+        attention: Attention = "eager" if scoring.attention == "eager" else "sdpa"
         self.model = load_reward_model(folder, pick_compute_dtype(scoring.compute, device), attention, device)
         # The head stays in float32: scores rounded to bfloat16 tie, and a tie counts as wrong.
         head = score_head(self.model).float()
         head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(),))
 
     def score(self, rows: Sequence[Mapping[str, Any]], cuts: Sequence[int], test: str) -> pa.Table:
-        from tqdm import tqdm
+        from tqdm import tqdm  # type: ignore[import-untyped]
 
         with tqdm(total=None, desc=f"scoring {len(rows)} pairs ({test})", unit="token", unit_scale=True) as bar:
 
@@ -237,6 +246,9 @@ def _run(
     """The score of each (pair, side, kept tokens)."""
     widths = [row_length(row) for row in layout.rows]
     total, done = sum(widths), 0
+    config = model.config.get_text_config()
+    if config.pad_token_id is None:
+        config.pad_token_id = pad_id  # the model's forward refuses batches without one, though nothing here reads it
     device = next(model.parameters()).device
     scores: dict[tuple[int, int, int], float] = {}
     for batch in _batches(widths, token_budget):

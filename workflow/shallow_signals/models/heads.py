@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from shallow_signals.models.tree import fitted_inputs
+
 
 def token_scores(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """The head's score at every position, float32 [rows, width], with gradients.
@@ -17,7 +19,7 @@ def token_scores(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     caught: list[Tensor] = []
     hook = score_head(model).register_forward_hook(lambda _module, _inputs, output: caught.append(output))
     try:
-        model(**inputs, use_cache=False)
+        model(**fitted_inputs(_unwrapped(model), inputs), use_cache=False)
     finally:
         hook.remove()
     return caught[-1][..., 0].float()
@@ -25,15 +27,20 @@ def token_scores(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
 
 def score_head(model: nn.Module) -> nn.Module:
     """The module `score` of a sequence-classification model inside any wrapping (peft's copy that is trained)."""
-    inner = model
-    while isinstance(module := getattr(inner, "module", None), nn.Module):  # DDP and its like
-        inner = module
-    if callable(base := getattr(inner, "get_base_model", None)):  # peft
-        inner = base()
+    inner = _unwrapped(model)
     head = getattr(inner, "score", None)
     if not isinstance(head, nn.Module):
         raise ValueError(f"{type(inner).__name__} has no head named 'score': it is no sequence-classification model")
     return head
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model inside DDP and peft."""
+    while isinstance(module := getattr(model, "module", None), nn.Module):
+        model = module
+    base = getattr(model, "get_base_model", None)
+    inner: nn.Module = base() if callable(base) else model
+    return inner
 
 
 def read_scores(scores: Tensor, places: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ appending the end of turn after every cut of a response. A row of one segment is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,6 +115,19 @@ def refuse_unsupported(model: torch.nn.Module) -> None:
     if kinds != {"full_attention"} or window is not None:
         what = ", ".join(sorted(kinds - {"full_attention"})) or f"a sliding window of {window} tokens"
         raise InputError(f"{name}: its attention needs several masks ({what}), so prompts can't be shared in a row")
+
+
+def fitted_inputs(model: torch.nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The forward's arguments with the mask as the model's attention takes it.
+
+    Eager attention adds its mask to the scores: a boolean one, which SDPA reads as meant, would add ones and zeros.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.dtype != torch.bool or model.config._attn_implementation != "eager":  # type: ignore[union-attr]
+        return dict(inputs)
+    kind = next(model.parameters()).dtype
+    added = torch.zeros(mask.shape, dtype=kind, device=mask.device).masked_fill_(~mask, torch.finfo(kind).min)
+    return {**inputs, "attention_mask": added}
 
 
 def _checked_keep(row: Row, index: int) -> int:

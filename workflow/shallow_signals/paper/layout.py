@@ -19,7 +19,7 @@ class Cell:
     estimate: Estimate | None = None
     difference: Estimate | None = None  # to the model trained on full responses, on the pairs that both scored
     verdict: Verdict | None = None  # whether `difference` is comparable to none
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()  # of the models behind it; empty where there is no model
     by_seed: tuple[float, ...] = ()
     ties: int = 0  # equal scores, over all seeds; counted as wrong
     left_out: int = 0  # pairs that only one side of the difference scored
@@ -50,20 +50,17 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def scope(estimate: Estimate) -> str:
-    """What an estimate speaks of when its seeds are too few to speak of the model; else empty."""
-    if estimate.seeds >= MIN_SEEDS or estimate.method == COMPUTED:
+def scope(cell: Cell) -> str:
+    """What a cell speaks of when the seeds behind it are too few to speak of the model; else empty."""
+    if cell.estimate is None or not cell.seeds or cell.estimate.seeds >= MIN_SEEDS:
         return ""
-    runs = "this run" if estimate.seeds == 1 else f"these {estimate.seeds} runs"
+    runs = "this run" if cell.estimate.seeds == 1 else f"these {cell.estimate.seeds} runs"
     return f"{runs}: the interval is over clusters only"
 
 
-COMPUTED = "computed from the world"
-
-
-def computed(value: float) -> Estimate:
+def computed(value: float) -> Cell:
     """A number without sampling error."""
-    return Estimate(value, float("nan"), float("nan"), 0, 0, COMPUTED)
+    return Cell(Estimate(value, float("nan"), float("nan"), 0, 0, "computed from the world"))
 
 
 def marked(cells: Sequence[Cell]) -> tuple[Cell, ...]:

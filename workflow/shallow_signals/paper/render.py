@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from shallow_signals.evaluation.statistics import Estimate
@@ -13,6 +15,7 @@ from shallow_signals.files import write_text
 from shallow_signals.paper.layout import DIGITS, Cell, Row, Table, scope
 
 DASH = "—"
+SIZES = "Pairs (clusters)"
 _TEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -79,7 +82,7 @@ def to_csv(table: Table) -> str:
                     "mark": cell.mark,
                     "ties": cell.ties if found else "",
                     "left_out": cell.left_out if cell.difference else "",
-                    "scope": scope(found) if found else "",
+                    "scope": scope(cell),
                     "note": "; ".join(note for note in (cell.note, row.note if cell.note != row.note else "") if note),
                 }
             )
@@ -94,65 +97,66 @@ def _interval(value: str, low: str, high: str, estimate: Estimate | None) -> dic
 def to_markdown(table: Table) -> str:
     """The scores, then the differences to full where there are any, then the notes."""
     notes = _Footnotes(table)
-    heads = [*table.stub, "Pairs (clusters)", *(label for _, label in table.columns)]
-
-    def block(text: Callable[[Cell], str]) -> Iterator[str]:
-        yield "| " + " | ".join(heads) + " |"
-        yield "|" + "---|" * len(heads)
-        for row in table.rows:
-            stub = [row.group, row.label + _marks(notes.of_row(row), "[^{}]"), _sizes(row)]
-            cells = [text(cell) + _marks(notes.of_cell(row, cell), "[^{}]") for cell in row.cells]
-            yield "| " + " | ".join(part.replace("|", "\\|") for part in [*stub, *cells]) + " |"
-
-    lines = [f"**{table.name.capitalize()}.** {table.caption}", "", *block(_markdown_score), ""]
-    if _has_differences(table):
-        title = "Differences to the model trained on full responses, on the same pairs (comparable?):"
-        lines += [title, "", *block(_markdown_difference), ""]
-    lines += ["**Bold**: best of its row; _italic_: second best.", *table.notes, *notes.common]
+    lines = [f"**{_title(table)}.** {table.caption}", "", *_markdown_block(table, notes, _markdown_score), ""]
+    if _has_marks(table):
+        lines += ["- **Bold**: best of its row; _italic_: second best."]
+    lines += [f"- {note}" for note in [*table.notes, *notes.common]]
+    if differences := _differences(table):
+        lines += ["", "Differences to the model trained on full responses, on the same pairs (comparable?):", ""]
+        lines += _markdown_block(differences, notes, _markdown_difference)
     lines += ["", *(f"[^{number}]: {text}" for text, number in notes.numbers.items())]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _markdown_block(table: Table, notes: _Footnotes, text: Callable[[Cell], str]) -> Iterator[str]:
+    heads = [*table.stub, SIZES, *(label for _, label in table.columns)]
+    yield "| " + " | ".join(heads) + " |"
+    yield "|" + "---|" * len(heads)
+    for row in table.rows:
+        stub = [row.group, row.label + _marks(notes.of_row(row), "[^{}]"), _sizes(row)]
+        cells = [text(cell) + _marks(notes.of_cell(row, cell), "[^{}]") for cell in row.cells]
+        yield "| " + " | ".join(part.replace("|", "\\|") for part in [*stub, *cells]) + " |"
 
 
 def to_latex(table: Table) -> str:
     """A booktabs table of scores, and one of differences to full where there are any; needs xcolor and graphicx."""
     notes = _Footnotes(table)
-    heads = [*table.stub, "Pairs (clusters)", *(label for _, label in table.columns)]
-
-    def block(text: Callable[[Cell], str]) -> Iterator[str]:
-        yield r"\resizebox{\textwidth}{!}{%"
-        yield r"\begin{tabular}{ll" + "r" * (len(heads) - 2) + "}"
-        yield r"\toprule"
-        yield " & ".join(escape(head) for head in heads) + r" \\"
-        group = None
-        for row in table.rows:
-            if row.group != group:
-                yield r"\midrule"
-            stub = [
-                escape(row.group if row.group != group else ""),
-                escape(row.label) + _marks(notes.of_row(row), "$^{{{}}}$"),
-                escape(_sizes(row)),
-            ]
-            group = row.group
-            cells = [text(cell) + _marks(notes.of_cell(row, cell), "$^{{{}}}$") for cell in row.cells]
-            yield " & ".join([*stub, *cells]) + r" \\"
-        yield r"\bottomrule"
-        yield r"\end{tabular}}"
-
-    lines = [_TEX_HEAD + r"\begin{table}", r"\centering", *block(_latex_score)]
-    if _has_differences(table):
-        lines += ["", r"\medskip", "", *block(_latex_difference)]
-    text = [table.caption, "Darker blue: best of its row; lighter blue: second best.", *table.notes, *notes.common]
-    if _has_differences(table):
+    lines = [_TEX_HEAD + r"\begin{table}", r"\centering", *_latex_block(table, notes, _latex_score)]
+    text = [table.caption, *table.notes, *notes.common]
+    if _has_marks(table):
+        text.append("Darker blue: best of its row; lighter blue: second best.")
+    if differences := _differences(table):
+        lines += ["", r"\medskip", "", *_latex_block(differences, notes, _latex_difference)]
         text.append("Below: differences to the model trained on full responses, on the same pairs.")
     numbered = [f"$^{{{number}}}$ {escape(note)}." for note, number in notes.numbers.items()]
     lines += [
-        r"\caption{"
-        + " ".join([*(escape(part if part.endswith(".") else part + ".") for part in text), *numbered])
-        + "}",
+        r"\caption{" + " ".join([*map(escape, text), *numbered]) + "}",
         r"\label{tab:" + table.name + "}",
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _latex_block(table: Table, notes: _Footnotes, text: Callable[[Cell], str]) -> Iterator[str]:
+    heads = [*table.stub, SIZES, *(label for _, label in table.columns)]
+    yield r"\resizebox{\textwidth}{!}{%"
+    yield r"\begin{tabular}{ll" + "r" * (len(heads) - 2) + "}"
+    yield r"\toprule"
+    yield " & ".join(escape(head) for head in heads) + r" \\"
+    group = None
+    for row in table.rows:
+        if row.group != group:
+            yield r"\midrule"
+        stub = [
+            escape(row.group if row.group != group else ""),
+            escape(row.label) + _marks(notes.of_row(row), "$^{{{}}}$"),
+            escape(_sizes(row)),
+        ]
+        group = row.group
+        cells = [text(cell) + _marks(notes.of_cell(row, cell), "$^{{{}}}$") for cell in row.cells]
+        yield " & ".join([*stub, *cells]) + r" \\"
+    yield r"\bottomrule"
+    yield r"\end{tabular}}"
 
 
 def escape(text: str) -> str:
@@ -161,21 +165,18 @@ def escape(text: str) -> str:
 
 
 class _Footnotes:
-    """Numbers for the notes of cells and rows; what holds for all measured cells is said once, without a number."""
+    """Numbers for the notes of cells and rows; what holds for all models is said once, without a number."""
 
     def __init__(self, table: Table) -> None:
         self.numbers: dict[str, int] = {}
-        scopes = [
-            scope(c.estimate) for row in table.rows for c in row.cells if c.estimate and not math.isnan(c.estimate.low)
-        ]
-        self._everywhere = scopes[0] if scopes and scopes[0] and len(set(scopes)) == 1 else ""
+        scopes = {scope(cell) for row in table.rows for cell in row.cells if cell.estimate and cell.seeds}
+        self._everywhere = scopes.pop() if len(scopes) == 1 else ""
         self.common = [f"All cells: {self._everywhere}."] if self._everywhere else []
 
     def of_cell(self, row: Row, cell: Cell) -> list[int]:
         """A partial line's note stands at its row."""
-        notes = [] if cell.estimate and cell.note and (cell.note == row.note or cell.note in row.label) else [cell.note]
-        if cell.estimate and not math.isnan(cell.estimate.low):
-            notes.append(scope(cell.estimate))
+        said = bool(cell.estimate) and (cell.note == row.note or cell.note in row.label)
+        notes = ["" if said else cell.note, scope(cell)]
         return [self._number(note) for note in notes if note and note != self._everywhere]
 
     def of_row(self, row: Row) -> list[int]:
@@ -183,6 +184,23 @@ class _Footnotes:
 
     def _number(self, note: str) -> int:
         return self.numbers.setdefault(note, len(self.numbers) + 1)
+
+
+def _title(table: Table) -> str:
+    """`table1` as "Table 1"."""
+    return re.sub(r"(?<=[a-z])(?=[0-9])", " ", table.name).capitalize()
+
+
+def _has_marks(table: Table) -> bool:
+    return any(cell.mark for row in table.rows for cell in row.cells)
+
+
+def _differences(table: Table) -> Table | None:
+    """The rows and columns of the table that hold a difference to full; None if none does."""
+    columns = [k for k in range(len(table.columns)) if any(row.cells[k].difference for row in table.rows)]
+    rows = [replace(row, cells=tuple(row.cells[k] for k in columns)) for row in table.rows]
+    rows = [row for row in rows if any(cell.difference for cell in row.cells)]
+    return replace(table, columns=tuple(table.columns[k] for k in columns), rows=tuple(rows)) if rows else None
 
 
 def _marks(numbers: list[int], form: str) -> str:
@@ -200,10 +218,6 @@ def _sizes(row: Row) -> str:
 def _range(numbers: list[int]) -> str:
     low, high = min(numbers), max(numbers)
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
-
-
-def _has_differences(table: Table) -> bool:
-    return any(cell.difference for row in table.rows for cell in row.cells)
 
 
 def _bounds(estimate: Estimate, sign: str = "") -> str:
@@ -232,7 +246,7 @@ def _markdown_score(cell: Cell) -> str:
 
 def _markdown_difference(cell: Cell) -> str:
     if cell.difference is None:
-        return DASH if cell.estimate is None else ""
+        return DASH
     verdict = f" {cell.verdict}" if cell.verdict else ""
     return f"{cell.difference.value:+.{DIGITS}f} {_bounds(cell.difference, '+')}{verdict}"
 
@@ -250,7 +264,7 @@ def _latex_score(cell: Cell) -> str:
 
 def _latex_difference(cell: Cell) -> str:
     if cell.difference is None:
-        return escape(DASH) if cell.estimate is None else ""
+        return escape(DASH)
     verdict = rf" {{\scriptsize {cell.verdict}}}" if cell.verdict else ""
     number = f"{cell.difference.value:+.{DIGITS}f}"
     return rf"${number}$ {{\scriptsize {_math(_bounds(cell.difference, '+'))}}}{verdict}"

@@ -106,6 +106,15 @@ def controls(
     (is the signal early, or everywhere?), the length-only baseline and, where `best` maps (experiment, truncation,
     test) to it, the best accuracy that the world allows. Shuffled labels are one row: the mean over shuffles.
     """
+    heads = [
+        ("full", "tested on full"),
+        ("kept", "tested on kept"),
+        ("full-head", "minus head of equal size, full"),
+        ("kept-head", "minus head of equal size, kept"),
+        ("longer", "longer one wins (kept)"),
+    ]
+    if best:
+        heads += [("best-full", "best possible, full"), ("best-kept", "best possible, kept")]
     files = _Files(scores)
     rows: list[Row] = []
     for experiment, label in labels.items():
@@ -114,16 +123,7 @@ def controls(
         shuffled = [name for name in names if parse(name).kind == "shuffled"]
         rows += [_control_row(files, experiment, label, name, settings, best or {}) for name in plain]
         if shuffled:
-            rows.append(_shuffled_row(files, experiment, label, shuffled, settings))
-    heads = [
-        ("full", "tested on full"),
-        ("kept", "tested on kept"),
-        ("full-head", "minus head of equal size, full"),
-        ("kept-head", "minus head of equal size, kept"),
-        ("longer", "longer one wins (kept)"),
-        ("best-full", "best possible, full"),
-        ("best-kept", "best possible, kept"),
-    ]
+            rows.append(_shuffled_row(files, experiment, label, shuffled, len(heads), settings))
     caption = "Held-out accuracy of reward models and of their controls."
     return Table("controls", caption, ("Dataset", "Trained on"), tuple(heads), tuple(rows), _notes(rows, settings))
 
@@ -273,23 +273,25 @@ def _control_row(
             against = compare(found, other, settings)
             differences.append(Cell(against.difference, seeds=found.seeds, left_out=against.left_out))
         if found is not None and test == "kept":
-            longer = Cell(length_baseline(found, settings), seeds=found.seeds)
+            longer = Cell(length_baseline(found, settings))
         bound = best.get((experiment, truncation, test))
-        bounds.append(Cell(note="not known for this data") if bound is None else Cell(computed(bound)))
-    return Row(label, label_of(truncation), (*cells, *differences, longer, *bounds))
+        bounds.append(Cell(note="not known for this data") if bound is None else computed(bound))
+    return Row(label, label_of(truncation), (*cells, *differences, longer, *(bounds if best else ())))
 
 
-def _shuffled_row(files: _Files, experiment: str, label: str, names: list[str], settings: Statistics) -> Row:
+def _shuffled_row(
+    files: _Files, experiment: str, label: str, names: list[str], width: int, settings: Statistics
+) -> Row:
     """Mean over shuffles, tested on true labels; the interval is over shuffles (several seeds of one are averaged)."""
     parts = [part for name in names if (part := files.outcomes(experiment, name, "full")) is not None]
+    rest = tuple(Cell(note="no such comparison for shuffled labels") for _ in range(width - 1))
     if not parts:
-        return Row(label, "shuffled labels", tuple(Cell(note=NOT_TESTED["full"]) for _ in range(7)))
+        return Row(label, "shuffled labels", (Cell(note=NOT_TESTED["full"]), *rest))
     means = [sum(by_seed(part)) / len(part.seeds) for part in parts]
-    clusters = int(np.unique(parts[0].clusters).size)
-    estimate: Estimate = mean_over_runs(means, parts[0].n, clusters, settings, "shuffles")
-    cell = Cell(estimate, seeds=parts[0].seeds, by_seed=tuple(means), ties=sum(int(part.ties.sum()) for part in parts))
-    empty = Cell(note="no such comparison for shuffled labels")
-    return Row(label, f"shuffled labels (mean of {len(parts)})", (cell, *(empty for _ in range(6))))
+    estimate = mean_over_runs(means, parts[0].n, int(np.unique(parts[0].clusters).size), settings, "shuffles")
+    ties = sum(int(part.ties.sum()) for part in parts)
+    cell = Cell(estimate, seeds=parts[0].seeds, by_seed=tuple(means), ties=ties)
+    return Row(label, f"shuffled labels (mean of {len(parts)})", (cell, *rest))
 
 
 def _head_of_equal_size(truncation: str) -> str | None:
@@ -313,8 +315,11 @@ def _notes(rows: list[Row], settings: Statistics) -> tuple[str, ...]:
     cells = [cell for row in rows for cell in row.cells]
     notes = [
         f"Brackets: {settings.confidence:.0%} interval over clusters and, from three seeds on, over seeds.",
-        f"Comparable: the interval of the difference lies above -{settings.comparable_margin:g}.",
     ]
+    if any(len(cell.by_seed) > 1 for cell in cells):
+        notes.append("After them the standard deviation over seeds, and their number.")
+    if any(cell.verdict for cell in cells):
+        notes.append(f"Comparable: the interval of the difference lies above -{settings.comparable_margin:g}.")
     if any(cell.ties for cell in cells):
         notes.append("Equal scores count as wrong; their number stands in the CSV file.")
     if any(cell.left_out for cell in cells):
