@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 import checkpoints
 from shallow_signals.files import InputError
 from shallow_signals.models.load import load_causal_lm
-from shallow_signals.models.tree import Row, Segment, batch_rows, refuse_unsupported, row_length
+from shallow_signals.models.tree import Row, Segment, batch_rows, fitted_inputs, refuse_unsupported, row_length
 
 
 def random_row(rng: np.random.Generator) -> Row:
@@ -97,6 +97,16 @@ def test_a_leak_between_branches_is_seen(tmp_path: Path) -> None:
         running_on = batch_rows([row], 0)
         running_on.position_ids[0] = torch.arange(7)
         assert (model(**running_on.model_inputs()).logits[0, -1] - alone).abs().max() > 1e-2
+
+
+def test_eager_attention_gets_a_mask_that_it_can_add(tmp_path: Path) -> None:
+    folder = checkpoints.chatml(tmp_path)
+    model, sdpa = load_causal_lm(folder, attention="eager"), load_causal_lm(folder)
+    batch = batch_rows([[Segment([10, 11, 12]), Segment([20, 21], 0), Segment([30, 31], 0)], [Segment([5])]], 0)
+    with torch.no_grad():
+        expected = sdpa(**fitted_inputs(sdpa, batch.model_inputs())).logits
+        torch.testing.assert_close(model(**fitted_inputs(model, batch.model_inputs())).logits, expected)
+        assert (model(**batch.model_inputs()).logits - expected).abs().max() > 1e-2  # negative control: unfitted
 
 
 def test_a_plain_row_is_ordinary_causal_attention(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def train_reward_model(job: RewardJob, processes: int = 1) -> dict[str, Any]:
     way; any other failure of several processes is a `RuntimeError`.
     """
     if processes == 1:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # with more in sight transformers would take them all
         return _train(job)
     file = job.state / "job.json"
     refused = job.state / REFUSED
