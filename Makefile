@@ -28,7 +28,7 @@ demo: $(READY)
 	@echo "Tables: results/demo/tables/   figures: results/demo/figures/   probe: results/demo/probe/"
 
 small: $(READY)
-	$(SNAKEMAKE) --profile profiles/small all
+	$(SNAKEMAKE) --profile profiles/small all $(if $(DATA_ROOT),--config data_root=$(DATA_ROOT))
 
 test: lint unit workflow e2e
 
