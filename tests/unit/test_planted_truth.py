@@ -20,9 +20,10 @@ from shallow_signals.files import InputError
 
 PROFILES = ("front", "uniform", "back", "length")
 CUTS = (
-    "full head50 head33 head20 head10 head1 tail50 tail33 tail10 window50 window33 window10 window100 "
-    "head9tok tail9tok window9tok head16tok tail16tok window16tok head500tok min_length pairs50"
-).split()
+    *("full", "head50", "head33", "head20", "head10", "head1", "tail50", "tail33", "tail10", "pairs50", "min_length"),
+    *("window50", "window33", "window10", "window100", "head9tok", "tail9tok", "window9tok"),
+    *("head16tok", "tail16tok", "window16tok", "head500tok"),
+)
 
 
 def source(profile: str = "front", **changes: object) -> PlantedSource:
@@ -33,8 +34,8 @@ def best(world: PlantedSource, name: str) -> float:
     return best_accuracy(world, parse(name))
 
 
-# An independent world: plain loops over texts of symbols. A sentence is "d?.....": its words' classes, the quality words
-# shown as "+" or "-", the first word of a response in capitals; what two judges can tell apart is what differs as text.
+# An independent world: plain loops over texts of symbols. A sentence is "d+nvg+." or "d-nvg-.": its words' classes, the
+# quality words by their sign, a response's first word in capitals. What can be told apart is what differs as text.
 def symbols(qualities: tuple[int, ...]) -> str:
     text = "".join(f"d{sign}nvg{sign}." for sign in ("+" if q > 0 else "-" for q in qualities))
     return "D" + text[1:]
@@ -135,7 +136,7 @@ def partial_reward(
 
 
 def accuracy_by_sign(world: PlantedSource, side: str, percent: int) -> float:
-    """A judge that adds up what is revealed: with independent qualities the best one, what is hidden being symmetric."""
+    """A judge that adds up what is revealed: with independent qualities the best, what is hidden being symmetric."""
     labels, counts, qualities = simulate(world, seed=percent)
     kept = np.maximum(1, counts * 7 * percent // 100)[..., None]
     first = np.arange(10) * 7 + 1  # tokens of the two quality words
@@ -160,8 +161,8 @@ def test_equals_simulation_with_independent_qualities(profile: str) -> None:
 
 
 def test_equals_counting_on_generated_texts() -> None:
-    """With persistence: a judge that has counted, on real texts of the world, which label each visible thing goes with."""
-    world = source("front", persistence=0.7, pairs=60_000)
+    """With persistence: a judge that has counted, on the world's own texts, which label goes with what it sees."""
+    world = source("front", persistence=0.7, pairs=30_000)
     pairs = [pair for pair in planted.generate(world) if pair["split"] == "train"]
     for name in ("head10", "tail10", "head9tok"):
         votes: Counter[tuple[object, object]] = Counter()

@@ -7,11 +7,13 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import Trainer
 
@@ -71,10 +73,13 @@ def train_and_die(folder: Path, settings: RewardRecipe, name: str, moment: str, 
 
 
 def kill(folder: Path, settings: RewardRecipe, name: str, moment: str, number: int) -> None:
+    monkey = pytest.MonkeyPatch()
+    monkey.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))  # for the server that imports once for all
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["reward_setup", "checkpoints"])
     process = context.Process(target=train_and_die, args=(folder, settings, name, moment, number))
     process.start()
+    monkey.undo()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     assert not (folder / name / "out" / "training.json").exists()
@@ -165,8 +170,11 @@ def test_a_full_disk_is_one_line_that_names_the_folder(folder: Path, tmp_path: P
             handle.write("x")
 
     weights = {"weight": torch.zeros(1 << 16)}
-    ways = [plain_file, lambda: torch.save(weights, "/dev/full")]
-    for way in ways:
+
+    def safetensors_file() -> None:  # what it says on a full tmpfs; on a device it would put a file in its place
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    for way in (plain_file, safetensors_file, lambda: torch.save(weights, "/dev/full")):
         with (
             pytest.raises(InputError, match=r"seed0: no space left on the disk") as caught,
             naming_full_disk(Path("seed0")),

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from shallow_signals.models.tree import TreeBatch
 from shallow_signals.training import pairs as layout
 from shallow_signals.training import reward
 from shallow_signals.training.pairs import PairIds, batch_pairs, cut_pair, read_pairs, row_shapes
+from shallow_signals.training.rounding import LostUpdates
 from shallow_signals.training.settings import trainer_arguments
 
 Checkpoint = Callable[[Path], Path]
@@ -236,6 +238,35 @@ def test_training_learns_and_writes_an_ordinary_checkpoint(lora: Lora | None, tm
     again = reward.train_reward_model(shards, base, settings, 0, tmp_path / "out", tmp_path / "state")
     assert again == facts
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_updates_that_bfloat16_swallows_are_counted() -> None:
+    """Between 1 and 2 bfloat16 numbers lie 2^-7 apart, around 2^-5 they lie 2^-12 apart: a step of 2^-10 is lost or not.
+
+    The third weight has no gradient; at a learning rate of zero nothing is due.
+    """
+    model = torch.nn.Linear(3, 1, bias=False, dtype=torch.bfloat16)
+    for rate, expected in ((0.0, None), (2.0**-10, 0.5)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        model.weight.data = torch.tensor([[1.5, 2.0**-5, 1.5]], dtype=torch.bfloat16)
+        model.weight.grad = torch.tensor([[1.0, 1.0, 0.0]], dtype=torch.bfloat16)
+        count = LostUpdates(every=2)
+        for step in (2, 3):  # the second is not looked at
+            arguments = {"args": None, "state": SimpleNamespace(global_step=step), "control": None, "model": model}
+            count.on_pre_optimizer_step(**arguments)
+            optimizer.step()
+            count.on_optimizer_step(**arguments, optimizer=optimizer)
+        assert count.share == expected
+
+
+def test_weights_kept_in_bfloat16(tmp_path: Path) -> None:
+    """At a rate of 1e-6 nearly every update of weights around 0.2 is lost."""
+    base = checkpoints.chatml(tmp_path / "base")
+    shards = setup.write_shards(tmp_path / "shards", planted(32))
+    settings = setup.recipe(weights="bfloat16", compute="auto", learning_rate=1e-6)
+    facts = reward.train_reward_model(shards, base, settings, 0, tmp_path / "out", tmp_path / "state")
+    assert (facts["weights"], facts["compute"]) == ("bfloat16", "bfloat16")
+    assert 0.9 < facts["updates_lost_to_rounding"] <= 1.0
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:

@@ -46,3 +46,9 @@ class Recipe(Closed):
 
 class RewardRecipe(Recipe):
     """A Bradley-Terry reward model."""
+
+
+class DPORecipe(Recipe):
+    """Direct preference optimisation against a frozen reference."""
+
+    beta: float = Field(default=0.1, gt=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -161,8 +161,10 @@ def _cut_pairs(
     }
     for side, responses in (("chosen", chosen), ("rejected", rejected)):
         columns[side] = _conversations(table["prompt"], [response.text for response in responses])
-        columns[f"{side}_tokens"] = pa.array([response.ids for response in responses], _IDS)
-        columns[f"{side}_length"] = pa.array([len(response.ids) for response in responses], pa.int32())
+        lengths = [len(response.ids) for response in responses]
+        values = np.concatenate([np.empty(0, np.int32), *[response.ids for response in responses]])
+        columns[f"{side}_tokens"] = pa.ListArray.from_arrays(_offsets(lengths), pa.array(values), type=_IDS)
+        columns[f"{side}_length"] = pa.array(lengths, pa.int32())
         columns[f"{side}_full_length"] = pa.array([response.full_length for response in responses], pa.int32())
     return pa.table([columns[name] for name in SHARDS.names], schema=SHARDS)
 
@@ -238,9 +240,14 @@ def _conversations(prompts: pa.ChunkedArray, responses: list[str]) -> pa.ListArr
     ends = np.cumsum(pc.list_value_length(lists).to_numpy())
     answers = pa.array([{"role": "assistant", "content": text} for text in responses], _MESSAGES.value_type)
     order = np.insert(np.arange(len(turns)), ends, len(turns) + np.arange(rows))
-    offsets = np.concatenate([[0], ends + np.arange(1, rows + 1)])
     values = pa.concat_arrays([turns, answers]).take(pa.array(order, pa.int64()))
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=_MESSAGES)
+    lengths = pc.add(pc.list_value_length(lists), 1).to_numpy()
+    return pa.ListArray.from_arrays(_offsets(lengths), values, type=_MESSAGES)
+
+
+def _offsets(lengths: Sequence[int] | NDArray[np.int32]) -> pa.Array:
+    """Where lists of these lengths start in their common values, and the end of the last."""
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
 
 
 def _lists(column: pa.ChunkedArray) -> list[NDArray[np.int32]]:

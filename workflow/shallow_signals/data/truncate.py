@@ -84,5 +84,10 @@ def _place(truncation: Truncation, total: int, key: str) -> tuple[int, int]:
         assert truncation.length is not None
         kept = min(truncation.length, total)
     spare = total - kept
-    first = {"head": 0, "tail": spare, "window": int(uniform_hash("window", key) * (spare + 1))}[truncation.side]
+    if truncation.side == "head":
+        first = 0
+    elif truncation.side == "tail":
+        first = spare
+    else:
+        first = int(uniform_hash("window", key) * (spare + 1))
     return first, first + kept

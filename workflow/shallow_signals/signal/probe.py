@@ -4,14 +4,13 @@ P(chosen is preferred) = sigmoid(w . (phi(chosen) - phi(rejected))), the reward 
 linear score instead of a language model: logistic regression without an intercept on feature differences. It is cheap
 enough to be trained for every part kept, and everything is tested on pairs of clusters that it has not seen.
 
-Vectoriser and penalty are scikit-learn's defaults and the same for every data set: a probe that is tuned to a data set
-answers a different question on each.
+Vectoriser and penalty are the same for every data set: a probe that is tuned to a data set answers a different question
+on each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -22,24 +21,17 @@ from numpy.typing import NDArray
 from shallow_signals.config.study import Probe, Statistics
 from shallow_signals.data.pairs import uniform_hash
 from shallow_signals.evaluation.statistics import Estimate, cluster_bootstrap_mean, mean_over_runs, paired_difference
-from shallow_signals.files import InputError
+from shallow_signals.signal.probe_folds import Fold, Split, make_splits, tested_rows
 from shallow_signals.signal.probe_texts import Words, cut, features, hash_words, window_offsets
 
 SHUFFLES = 5  # one model of shuffled labels strays by 2-3 points, mostly through length
 PENALTY = 3.0  # C of LogisticRegression; from 1 to 10 the accuracies on real data move by about a point
 
-Split = Literal["plain", "generators_held_out"]
+COMPARABLE = Statistics().comparable_margin
+
+Verdict = Literal["early", "late", "everywhere", "length", "undecided"]
 Floats = NDArray[np.float64]
-Rows = NDArray[np.intp]
 Cell = tuple[str, int, str]  # train_side, ratio in percent, test
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Row numbers of one fold."""
-
-    train: Rows
-    test: Rows
 
 
 def run_probe(pairs: pa.Table, probe: Probe, statistics: Statistics) -> pd.DataFrame:
@@ -59,31 +51,15 @@ def run_probe(pairs: pa.Table, probe: Probe, statistics: Statistics) -> pd.DataF
     test; missing where there is nothing to compare. Raises `InputError` for data that can't be split.
     """
     table = _select(pairs, probe)
-    splits = _splits(table, probe)
+    splits = make_splits(table, probe)
     texts = {which: hash_words(table[which].tolist()) for which in ("chosen", "rejected")}
-    offsets = {which: window_offsets(table["pair_id"].tolist(), which) for which in texts}
+    offsets = window_offsets(table["pair_id"].tolist())
     outcomes = _outcomes(texts, offsets, table, splits, probe)
     frames = [
-        _frame(split, cells, shuffles, table["cluster"].to_numpy()[_tested(splits[split])], statistics)
+        _frame(split, cells, shuffles, table["cluster"].to_numpy()[tested_rows(splits[split])], statistics)
         for split, (cells, shuffles) in outcomes.items()
     ]
     return pd.concat(frames, ignore_index=True)
-
-
-def assign_folds(groups: Sequence[str], folds: int, seed: int) -> Rows:
-    """The fold of each row, [n]: a group lies in one fold, folds hold about equally many rows.
-
-    The largest groups come first, each to the lightest fold; groups of one size in the order of a hash of their name
-    and the seed, so that the rows' order does not matter.
-    """
-    names, codes, sizes = np.unique(np.asarray(groups, dtype=object), return_inverse=True, return_counts=True)
-    order = sorted(range(len(names)), key=lambda g: (-sizes[g], uniform_hash("fold", seed, str(names[g]))))
-    fold_of = np.zeros(len(names), dtype=np.intp)
-    load = [0] * folds
-    for group in order:
-        fold_of[group] = load.index(min(load))
-        load[fold_of[group]] += int(sizes[group])
-    return np.asarray(fold_of[codes])
 
 
 def fit(differences: Any, labels: Floats, seed: int = 0) -> Floats:
@@ -113,47 +89,8 @@ def _select(pairs: pa.Table, probe: Probe) -> pd.DataFrame:
     if probe.rows is not None and probe.rows < len(table):
         drawn = np.argsort([uniform_hash("probe", pair_id) for pair_id in table["pair_id"]], kind="stable")
         table = table.iloc[drawn[: probe.rows]]
-    return table.sort_values("pair_id", ignore_index=True)
-
-
-def _splits(table: pd.DataFrame, probe: Probe) -> dict[Split, list[Fold]]:
-    prompts = _checked_folds(table, "cluster", probe)
-    numbers = range(probe.folds)
-    splits: dict[Split, list[Fold]] = {
-        "plain": [Fold(np.flatnonzero(prompts != k), np.flatnonzero(prompts == k)) for k in numbers]
-    }
-    if probe.hold_out_generators:
-        if table["generator"].isna().any():
-            raise InputError(
-                f"{probe.dataset}: pairs without a generator; name its column in columns.generator of the data set, "
-                "or set hold_out_generators of the probe to false"
-            )
-        writers = _checked_folds(table, "generator", probe)
-        splits["generators_held_out"] = [
-            Fold(
-                np.flatnonzero((prompts != k) & (writers != k)),
-                np.flatnonzero((prompts == k) & (writers == k)),
-            )
-            for k in numbers
-        ]
-    for folds in splits.values():
-        if any(len(fold.train) < 2 or not len(fold.test) for fold in folds):
-            raise InputError(f"{probe.dataset}: too few pairs ({len(table)}) for {probe.folds} folds; set probe folds")
-    return splits
-
-
-def _checked_folds(table: pd.DataFrame, column: str, probe: Probe) -> Rows:
-    groups = table[column].tolist()
-    if len(set(groups)) < probe.folds:
-        raise InputError(
-            f"{probe.dataset}: {len(set(groups))} different values of '{column}' can't fill {probe.folds} folds; "
-            "set folds of the probe to at most that"
-        )
-    return assign_folds(groups, probe.folds, probe.seed)
-
-
-def _tested(folds: list[Fold]) -> Rows:
-    return np.sort(np.concatenate([fold.test for fold in folds]))
+    ordered: pd.DataFrame = table.sort_values("pair_id", ignore_index=True)
+    return ordered
 
 
 def _cells(probe: Probe) -> Iterator[tuple[str, int]]:
@@ -163,7 +100,7 @@ def _cells(probe: Probe) -> Iterator[tuple[str, int]]:
 
 def _outcomes(
     texts: dict[str, Words],
-    offsets: dict[str, Floats],
+    offsets: Floats,
     table: pd.DataFrame,
     splits: dict[Split, list[Fold]],
     probe: Probe,
@@ -201,13 +138,13 @@ def _outcomes(
     return found
 
 
-def _differences(texts: dict[str, Words], offsets: dict[str, Floats], side: str, ratio: int, labels: Floats) -> Any:
+def _differences(texts: dict[str, Words], offsets: Floats, side: str, ratio: int, labels: Floats) -> Any:
     """label * (phi(chosen) - phi(rejected)) of the kept parts: CSR [n, features]."""
     from scipy import sparse
 
     chosen, rejected = (
-        features(words, *cut(words.counts, "head" if side == "full" else side, ratio, offsets[which]))  # type: ignore[arg-type]
-        for which, words in texts.items()
+        features(words, *cut(words.counts, "head" if side == "full" else side, ratio, offsets))  # type: ignore[arg-type]
+        for words in texts.values()
     )
     return (sparse.diags(labels.astype(np.float32)) @ (chosen - rejected)).tocsr()
 
@@ -223,7 +160,7 @@ def _ranked_right(differences: Any, labels: Floats, folds: list[Fold], weights: 
     right = np.full(len(labels), np.nan)
     for fold, weight in zip(folds, weights, strict=True):
         right[fold.test] = _wins(labels[fold.test] * (differences[fold.test] @ weight))
-    return right[_tested(folds)]
+    return right[tested_rows(folds)]
 
 
 def _wins(margins: Floats) -> Floats:
@@ -242,7 +179,7 @@ def _length_cells(table: pd.DataFrame, folds: list[Fold]) -> dict[Cell, Floats]:
     learnt = np.full(len(table), np.nan)
     for fold in folds:
         learnt[fold.test] = _wins(np.sign(margin[fold.train].sum()) * margin[fold.test])
-    tested = _tested(folds)
+    tested = tested_rows(folds)
     return {("length", 100, "length"): learnt[tested], ("longer", 100, "length"): _wins(margin[tested])}
 
 
@@ -282,3 +219,71 @@ def _row(split: Split, cell: Cell, estimate: Estimate) -> dict[str, Any]:
 def _columns(name: str, estimate: Estimate) -> dict[str, float]:
     prefix = "" if name == "accuracy" else f"{name}_"
     return {name: estimate.value, f"{prefix}low": estimate.low, f"{prefix}high": estimate.high}
+
+
+def verdict(frame: pd.DataFrame, split: Split = "plain", margin: float = COMPARABLE) -> Verdict:
+    """What `run_probe`'s table says about one split, by its paired intervals; the first that applies:
+
+    * `length`: the learnt length baseline beats one half and is at most `margin` worse than the full model, interval
+      and all. Where length does as well as the words, the words prove nothing about a place.
+    * `undecided`: the full model does not beat one half.
+    * `early` / `late`: head minus tail, trained and tested on what was kept at the ratio nearest to 50%, lies above /
+      below zero.
+    * `everywhere`: that difference lies within `margin` of zero, on both sides.
+    * `undecided`: anything else.
+    """
+    full, length = _cell(frame, split, "full", 100, "full"), _cell(frame, split, "length", 100, "length")
+    if length.low > 0.5 and length.difference_to_full_low > -margin:
+        return "length"
+    tail = _tail(frame, split)
+    if not full.low > 0.5 or tail is None:
+        return "undecided"
+    low, high = -tail.difference_to_head_high, -tail.difference_to_head_low
+    if low > 0:
+        return "early"
+    if high < 0:
+        return "late"
+    return "everywhere" if low > -margin and high < margin else "undecided"
+
+
+def summary(frame: pd.DataFrame) -> dict[str, Any]:
+    """The verdict of the plain split, and per split the numbers behind it; JSON-ready, intervals as [low, high]."""
+    return {
+        "verdict": verdict(frame),
+        "splits": {split: _numbers(frame, split) for split in dict.fromkeys(frame["split"])},
+    }
+
+
+def _numbers(frame: pd.DataFrame, split: Split) -> dict[str, Any]:
+    full, length = _cell(frame, split, "full", 100, "full"), _cell(frame, split, "length", 100, "length")
+    shuffled, tail = _cell(frame, split, "full", 100, "shuffled"), _tail(frame, split)
+    found: dict[str, Any] = {"verdict": verdict(frame, split), "pairs": int(full.n), "clusters": int(full.clusters)}
+    for name, row in {"full": full, "length_only": length, "shuffled_labels": shuffled}.items():
+        found[name] = _with_interval(row.accuracy, row.low, row.high)
+    found["length_only_minus_full"] = _with_interval(
+        length.difference_to_full, length.difference_to_full_low, length.difference_to_full_high
+    )
+    if tail is not None:
+        found["ratio"] = int(tail.ratio)
+        found["head_minus_tail_on_kept"] = _with_interval(
+            -tail.difference_to_head, -tail.difference_to_head_high, -tail.difference_to_head_low
+        )
+    return found
+
+
+def _with_interval(value: float, low: float, high: float) -> dict[str, Any]:
+    """Numbers as JSON can hold them: an interval that could not be had is null."""
+    interval = None if np.isnan(low) else [round(float(low), 4), round(float(high), 4)]
+    return {"value": round(float(value), 4), "interval": interval}
+
+
+def _cell(frame: pd.DataFrame, split: Split, side: str, ratio: int, test: str) -> Any:
+    where = (frame["split"] == split) & (frame["train_side"] == side) & (frame["ratio"] == ratio)
+    return next(frame[where & (frame["test"] == test)].itertuples())
+
+
+def _tail(frame: pd.DataFrame, split: Split) -> Any | None:
+    """The tail's row, tested on what was kept, at the ratio nearest to 50% that has a head to compare with."""
+    rows = frame[(frame["split"] == split) & (frame["train_side"] == "tail") & (frame["test"] == "kept")]
+    rows = rows.dropna(subset="difference_to_head")
+    return next(rows.iloc[(rows["ratio"] - 50).abs().argsort(kind="stable")].itertuples(), None)

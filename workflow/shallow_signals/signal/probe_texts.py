@@ -71,9 +71,9 @@ def cut(counts: Ints, side: Side, ratio: int, offsets: NDArray[np.float64]) -> t
     return (free if side == "tail" else np.floor(offsets * (free + 1)).astype(np.int64)), kept
 
 
-def window_offsets(pair_ids: Sequence[str], which: str) -> NDArray[np.float64]:
-    """A number in [0, 1) for each pair's chosen or rejected response, [n]; it depends on the pair's content only."""
-    return np.array([uniform_hash("window", pair_id, which) for pair_id in pair_ids])
+def window_offsets(pair_ids: Sequence[str]) -> NDArray[np.float64]:
+    """Where in each pair's responses a window lies, in [0, 1), [n]: drawn by the key that truncated shards use."""
+    return np.array([uniform_hash("window", pair_id) for pair_id in pair_ids])
 
 
 def features(words: Words, first: Ints, kept: Ints) -> Any:

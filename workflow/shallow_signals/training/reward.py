@@ -30,6 +30,7 @@ from shallow_signals.training.resume import (
     newest_complete,
     whole_folder,
 )
+from shallow_signals.training.rounding import LostUpdates
 from shallow_signals.training.settings import compute_type, processes, trainer_arguments
 from shallow_signals.training.steps import SortedSteps, padded_tokens
 
@@ -149,7 +150,7 @@ def train_reward_model(
     arguments = RewardConfig(**trainer_arguments(recipe, seed=seed, state=state, steps_per_epoch=sampler.steps))
     dtype = torch.bfloat16 if recipe.weights == "bfloat16" else torch.float32
     checkpoint, seconds_before = newest_complete(state)
-    clock = MarkComplete(seconds_before)
+    clock, rounding = MarkComplete(seconds_before), LostUpdates(every=arguments.logging_steps)
     trainer = FastRewardTrainer(
         model=load_reward_model(base, dtype, recipe.attention, finished=False, seed=seed),
         args=arguments,
@@ -158,7 +159,7 @@ def train_reward_model(
         peft_config=_lora(recipe),
         sampler=sampler,
         share_prompt=recipe.share_prompt,
-        callbacks=[clock],
+        callbacks=[clock, *([rounding] if recipe.weights == "bfloat16" else [])],
     )
     with naming_full_disk(state):
         _train(trainer, checkpoint)
@@ -181,6 +182,7 @@ def train_reward_model(
         "weights": recipe.weights,
         "compute": compute_type(recipe),
         "optimizer": arguments.optim.value,
+        "updates_lost_to_rounding": rounding.share,  # of bfloat16 weights, since the last resumption
         "first_loss": history[0]["loss"],
         "last_loss": history[-1]["loss"],
         "loss_history": [{key: entry[key] for key in ("step", *HISTORY) if key in entry} for entry in history],
