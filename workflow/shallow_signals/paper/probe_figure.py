@@ -23,7 +23,7 @@ _MEANINGS = {
     "length": "length: the lengths alone do as well as the words",
     "undecided": "undecided",
 }
-_LINE = 118  # characters of the caption's font on a page's width
+_LINE = 142  # characters of the caption's font on a page's width
 
 
 def draw_probe(table: Path, summary: Path, label: str, outputs: Sequence[Path]) -> None:
@@ -37,7 +37,6 @@ def draw_probe(table: Path, summary: Path, label: str, outputs: Sequence[Path]) 
     lines = [line for split in splits for line in textwrap.wrap(_caption(found["splits"][split], split), _LINE)]
     height = 2.35 * len(splits) + 0.35 + 0.14 * len(lines)
     with figure(len(splits), len(_TESTS), width=PAGE, height=height) as (made, axes):
-        made.suptitle(label, fontsize=9, fontweight="bold")
         for row, split in zip(axes, splits, strict=True):
             part = frame[frame["split"] == split]
             for panel, test in zip(row, _TESTS, strict=True):
@@ -50,7 +49,10 @@ def draw_probe(table: Path, summary: Path, label: str, outputs: Sequence[Path]) 
         for panel in axes[-1]:
             panel.set_xlabel("share of words kept (%)")
         handles, names = axes[0][0].get_legend_handles_labels()
-        made.legend(handles, names, loc="outside right center")
+        bold = {"weight": "bold", "size": 9}
+        made.legend(
+            handles, names, loc="outside upper center", ncols=len(names), title=label, title_fontproperties=bold
+        )
         made.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5, color="#333333", linespacing=1.4)
         save(made, outputs)
 
@@ -70,7 +72,7 @@ def _read(table: Path, summary: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 def _panel(axes: Axes, part: pd.DataFrame, test: str) -> None:
     whole = _row(part, "full", "full")
-    axes.axhline(whole.accuracy, color=SIDE_COLOURS["full"], linewidth=0.8, linestyle="--", label="full (level)")
+    axes.axhline(whole.accuracy, color=SIDE_COLOURS["full"], linewidth=0.8, linestyle="--", label="full responses")
     length = _row(part, "length", "length")
     axes.axhline(length.accuracy, color=GREY, linewidth=1.2, linestyle=":", label="length only")
     for side in ("head", "tail", "window"):
@@ -107,7 +109,7 @@ def _row(part: pd.DataFrame, side: str, test: str) -> Any:
 def _caption(found: dict[str, Any], split: str) -> str:
     """The verdict of one split and the numbers behind it, in a sentence or two."""
     name = {"plain": "Held-out clusters", "generators_held_out": "Held-out clusters and generators"}[split]
-    parts = [f"{name}: {_MEANINGS[found['verdict']]}."]
+    parts = [f"{name} \N{EN DASH} {_MEANINGS[found['verdict']]}."]
     if "ratio" in found:
         parts.append(
             f"Head minus tail at {found['ratio']}%, on what was kept: {_points(found['head_minus_tail_on_kept'])}."
@@ -119,8 +121,9 @@ def _caption(found: dict[str, Any], split: str) -> str:
 
 def _points(found: dict[str, Any]) -> str:
     """A difference of accuracies in percentage points, with its interval."""
-    value = f"{100 * found['value']:+.1f} points"
-    if found["interval"] is None:
-        return value
-    low, high = found["interval"]
-    return f"{value} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    value, *bounds = (f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}") for share in _numbers(found))
+    return f"{value} points [{', '.join(bounds)}]" if bounds else f"{value} points"
+
+
+def _numbers(found: dict[str, Any]) -> list[float]:
+    return [found["value"], *(found["interval"] or [])]

@@ -127,8 +127,8 @@ def _margins(pairs: Sequence[PairRatios], lengths: list[tuple[int, int]], side: 
         raise ValueError("a closing is read after the head of a response only")
     found = np.empty(len(pairs))
     for i, (pair, (chosen, rejected)) in enumerate(zip(pairs, lengths, strict=True)):
-        margin = kept(pair.chosen, side, chosen, f"{pair.pair_id}/chosen")
-        margin -= kept(pair.rejected, side, rejected, f"{pair.pair_id}/rejected")
+        margin = kept(pair.chosen, side, chosen, pair.pair_id)
+        margin -= kept(pair.rejected, side, rejected, pair.pair_id)
         if closing:
             margin += closing_ratio(pair.chosen, chosen) - closing_ratio(pair.rejected, rejected)
         found[i] = margin
