@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -232,6 +233,17 @@ def test_refuses_what_cannot_be_enumerated(name: str) -> None:
         best(source(), name)
     with pytest.raises(InputError, match=f"'{name}'"):
         length_only_accuracy(source(), parse(name))
+
+
+def test_table_of_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "planted-world.md").read_text(encoding="utf-8")
+    columns = ("full", "head50", "head20", "tail50", "tail20", "window50", "min_length")
+    rows = re.findall(r"^\| (\w+), ([\d.]+) \| (\.\d.*) \|$", page, flags=re.MULTILINE)
+    assert len(rows) == 8
+    for profile, persistence, cells in rows:
+        world = source(profile, persistence=float(persistence))
+        values = [*(best(world, name) for name in columns), length_only_accuracy(world, parse("full"))]
+        assert cells.split(" | ") == [f"{value:.3f}".lstrip("0") for value in values]
 
 
 def test_is_quick() -> None:

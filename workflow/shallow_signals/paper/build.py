@@ -27,8 +27,8 @@ def build_table(name: str, rows: Sequence[Mapping[str, Any]], settings: Statisti
     """
     labels = {row["experiment"]: row["label"] for row in rows}
     if name in ("table1", "table4"):
-        rules = {next(iter(row["rules"].values()), None) for row in rows}
-        if len(rules) != 1 or None in rules:
+        rules = {next(iter(row["rules"].values())) for row in rows if row["rules"]}
+        if len(rules) != 1 or not all(row["rules"] for row in rows):
             raise InputError(f"tables.{name}: its experiments need one benchmark of the same rules each")
         make = tables.table1 if name == "table1" else tables.table4
         return make(dict(_paths(rows, None)), labels, load_rules(rules.pop()), settings)

@@ -72,7 +72,7 @@ def save(made: Figure, paths: Sequence[Path]) -> None:
 
 def percent_axis(axes: Axes, which: str = "y") -> None:
     """Label an axis of shares (0 to 1) in whole percent."""
-    (axes.yaxis if which == "y" else axes.xaxis).set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+    (axes.yaxis if which == "y" else axes.xaxis).set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=""))
 
 
 def band(
