@@ -241,7 +241,7 @@ def test_training_learns_and_writes_an_ordinary_checkpoint(lora: Lora | None, tm
 
 
 def test_updates_that_bfloat16_swallows_are_counted() -> None:
-    """Between 1 and 2 bfloat16 numbers lie 2^-7 apart, around 2^-5 they lie 2^-12 apart: a step of 2^-10 is lost or not.
+    """Between 1 and 2 bfloat16 numbers lie 2^-7 apart, around 2^-5 2^-12: a step of 2^-10 is lost or not.
 
     The third weight has no gradient; at a learning rate of zero nothing is due.
     """

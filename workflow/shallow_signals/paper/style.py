@@ -19,7 +19,7 @@ from matplotlib.ticker import PercentFormatter
 from shallow_signals.files import InputError, replacing
 
 DPI = 200
-COLUMN, PAGE = 3.4, 7.0  # inches: one column of a two-column page, and both
+PAGE = 7.0  # inches: the width of a page of two columns
 # Okabe and Ito's palette, in an order that also tells apart in grey.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SIDE_COLOURS = {"full": "#222222", "head": PALETTE[0], "tail": PALETTE[1], "window": PALETTE[2]}
@@ -54,7 +54,7 @@ def figure(
     rows: int = 1, columns: int = 1, *, width: float = PAGE, height: float = 2.8
 ) -> Iterator[tuple[Figure, Any]]:
     """A figure of `width` x `height` inches and its axes, [rows, columns], in the project's style; save it inside."""
-    with rc_context(_RC):
+    with rc_context(_RC):  # type: ignore[arg-type]  # its keys are literals there
         made = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(made)
         yield made, made.subplots(rows, columns, squeeze=False)
@@ -70,9 +70,9 @@ def save(made: Figure, paths: Sequence[Path]) -> None:
             made.savefig(partial, format=path.suffix[1:], dpi=DPI, metadata=nothing[path.suffix])
 
 
-def percent_axis(axes: Axes, which: str = "y") -> None:
-    """Label an axis of shares (0 to 1) in whole percent."""
-    (axes.yaxis if which == "y" else axes.xaxis).set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=""))
+def percent_axis(axes: Axes) -> None:
+    """Label a vertical axis of shares (0 to 1) in percent, with as many decimals as its ticks need."""
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=""))
 
 
 def band(

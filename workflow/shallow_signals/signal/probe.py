@@ -246,18 +246,23 @@ def verdict(frame: pd.DataFrame, split: Split = "plain", margin: float = COMPARA
     return "everywhere" if low > -margin and high < margin else "undecided"
 
 
-def summary(frame: pd.DataFrame) -> dict[str, Any]:
+def summary(frame: pd.DataFrame, margin: float = COMPARABLE) -> dict[str, Any]:
     """The verdict of the plain split, and per split the numbers behind it; JSON-ready, intervals as [low, high]."""
     return {
-        "verdict": verdict(frame),
-        "splits": {split: _numbers(frame, split) for split in dict.fromkeys(frame["split"])},
+        "verdict": verdict(frame, margin=margin),
+        "margin": margin,
+        "splits": {split: _numbers(frame, split, margin) for split in dict.fromkeys(frame["split"])},
     }
 
 
-def _numbers(frame: pd.DataFrame, split: Split) -> dict[str, Any]:
+def _numbers(frame: pd.DataFrame, split: Split, margin: float) -> dict[str, Any]:
     full, length = _cell(frame, split, "full", 100, "full"), _cell(frame, split, "length", 100, "length")
     shuffled, tail = _cell(frame, split, "full", 100, "shuffled"), _tail(frame, split)
-    found: dict[str, Any] = {"verdict": verdict(frame, split), "pairs": int(full.n), "clusters": int(full.clusters)}
+    found: dict[str, Any] = {
+        "verdict": verdict(frame, split, margin),
+        "pairs": int(full.n),
+        "clusters": int(full.clusters),
+    }
     for name, row in {"full": full, "length_only": length, "shuffled_labels": shuffled}.items():
         found[name] = _with_interval(row.accuracy, row.low, row.high)
     found["length_only_minus_full"] = _with_interval(
