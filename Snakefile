@@ -9,6 +9,7 @@ configfile: "config.yaml"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/experiments.smk"
 
 
 onstart:
@@ -26,10 +27,10 @@ localrules:
 
 
 rule all:
+    default_target: True
     input:
         targets(),
         results("config.yaml"),
-    default_target: True
 
 
 include: "workflow/rules/data.smk"

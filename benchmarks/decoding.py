@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/decoding.py                       # tiny Llama, float32
     OMP_NUM_THREADS=1 python benchmarks/decoding.py --model FOLDER [--adapter FOLDER] --dtype bfloat16
 
-Every ratio comes from one run on one machine. Prompts of 32-64 random tokens; nothing ends a response, so that all sides
-make equally many tokens. With `--model` the policy is an adapter on it: the one given, or an untrained random one.
+Every ratio comes from one run on one machine. Prompts of 32-64 random tokens; nothing ends a response, so that all
+sides make equally many tokens. With `--model` the policy is an adapter on it: the one given, or an untrained random
+one. `--clock cpu` counts the process's own seconds, for a machine that others use, too.
 """
 
 from __future__ import annotations
@@ -32,68 +33,98 @@ FOUR = [SWEEP[0], SWEEP[4], SWEEP[8], SWEEP[13]]  # two mixtures, a length, a th
 
 def main() -> None:
     """Measure and print Markdown tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", type=Path, help="folder of the reference; default: a tiny random Llama")
-    parser.add_argument("--adapter", type=Path, help="folder of a peft adapter on --model: the policy")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=256, help="new tokens of every response")
-    parser.add_argument(
-        "--loop-prompts", type=int, default=4, help="prompts that the plain loop is timed on, each whole"
-    )
-    parser.add_argument("--repeats", type=int, default=3, help="of each measurement but the loop; the fastest counts")
-    parser.add_argument("--no-sweeps", action="store_true", help="leave out the tables of sweeps and lengths")
-    options = parser.parse_args()
-
+    options = arguments()
+    timed = Timer(options.clock)
     policy, reference = models(options)
     base = policy if reference is None else reference
     random = torch.Generator().manual_seed(0)
     sizes = torch.randint(32, 65, (options.batch,), generator=random).tolist()
-    size = int(base.config.vocab_size)
-    prompts = [torch.randint(3, size, (n,), generator=random).tolist() for n in sizes]
+    prompts = [torch.randint(3, int(base.config.vocab_size), (n,), generator=random).tolist() for n in sizes]
 
     def ours(strategies: Sequence[Strategy], tokens: int, batch: int) -> None:
         generate(policy, reference, prompts, strategies, max_new_tokens=tokens, end_ids=[], seed=1, batch_size=batch)
 
+    print(f"`{' '.join(['decoding.py', *sys.argv[1:]])}`: {describe(base)}, {options.dtype};")
     print(
-        f"`{' '.join(['decoding.py', *sys.argv[1:]])}`: {describe(base)}, {options.dtype}, {torch.get_num_threads()} ",
-        end="",
+        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, {options.clock} clock; batch {options.batch},"
     )
-    print(
-        f"thread(s), torch {torch.__version__}; batch {options.batch}, prompts of 32-64 tokens, {options.tokens} new ones.\n"
-    )
+    print(f"prompts of 32-64 tokens, {options.tokens} new tokens.\n")
     ours(SWEEP[:1], 8, options.batch)
     two_generates(policy, reference, prompts, 8)
-    seconds = {"two `generate` runs, no KL": [], "one batch, mix0.50, KL on": []}  # type: dict[str, list[float]]
-    for _ in range(options.repeats):  # in turn, so that a slow moment of the machine meets both
-        seconds["two `generate` runs, no KL"].append(timed(two_generates, policy, reference, prompts, options.tokens))
-        seconds["one batch, mix0.50, KL on"].append(timed(ours, SWEEP[:1], options.tokens, options.batch))
     few = prompts[: options.loop_prompts]
-    loop = timed(plain_loop, policy, reference, few, options.tokens)
-    speeds = {f"plain loop, batch 1, no cache, KL on ({len(few)} prompts)": len(few) * options.tokens / loop}
-    speeds |= {name: options.batch * options.tokens / min(times) for name, times in seconds.items()}
-    mine = speeds["one batch, mix0.50, KL on"]
+    loop, pair, mine = [], [], []
+    for _ in range(options.repeats):  # in turn, so that a slow moment of the machine meets all
+        mine.append(timed(ours, SWEEP[:1], options.tokens, options.batch))
+        pair.append(timed(two_generates, policy, reference, prompts, options.tokens))
+        loop.append(timed(plain_loop, policy, reference, few, options.tokens))
+    ours_speed = options.batch * options.tokens / min(mine)
+    speeds = {
+        f"plain loop, batch 1, no cache, KL on ({len(few)} prompts)": len(few) * options.tokens / min(loop),
+        "two `generate` runs, no KL": options.batch * options.tokens / min(pair),
+        "one batch, mix0.50, KL on": ours_speed,
+    }
     print("| | tokens/s | ours is faster by | time of ours / its |\n|---|---:|---:|---:|")
     for name, speed in speeds.items():
-        print(f"| {name} | {speed:,.1f} | {mine / speed:.2f}x | {speed / mine:.3f} |")
-    if options.no_sweeps:
-        return
+        print(f"| {name} | {speed:,.1f} | {ours_speed / speed:.2f}x | {speed / ours_speed:.3f} |")
+    if not options.no_sweeps:
+        sweeps(ours, timed, options)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", type=Path, help="folder of the reference; default: a tiny random Llama")
+    parser.add_argument("--adapter", type=Path, help="folder of a peft adapter on --model: the policy")
+    parser.add_argument("--hidden", type=int, default=96, help="width of the tiny Llama")
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--vocabulary", type=int, default=512)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=256, help="new tokens of every response")
+    parser.add_argument(
+        "--loop-prompts", type=int, default=2, help="prompts that the plain loop is timed on, each whole"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="of each measurement; the fastest counts")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--no-sweeps", action="store_true", help="leave out the tables of sweeps and lengths")
+    return parser.parse_args()
+
+
+def sweeps(ours: Callable[..., None], timed: Timer, options: argparse.Namespace) -> None:
+    """How the cost grows with the points of a sweep and with the tokens."""
+    batch, tokens = options.batch, options.tokens
     print(
-        f"\n| points of a sweep | {options.batch} side by side, s | all side by side, s | by 1 point | all responses' tokens/s |"
+        f"\n| points of a sweep | s, {batch} responses side by side | by 1 point | s, all side by side | by 1 point |"
     )
     print("|---:|---:|---:|---:|---:|")
-    first = (0.0, 0.0)
+    first = min(timed(ours, SWEEP[:1], tokens, batch) for _ in range(options.repeats))
     for points in (SWEEP[:1], FOUR, SWEEP):
-        n = len(points)
-        wide = min(timed(ours, points, options.tokens, n * options.batch) for _ in range(options.repeats))
-        narrow = timed(ours, points, options.tokens, options.batch) if n > 1 else wide
-        first = first if first[0] else (narrow, wide)
-        ratios = f"{narrow / first[0]:.2f}x / {wide / first[1]:.2f}x"
-        print(f"| {n} | {narrow:.2f} | {wide:.2f} | {ratios} | {n * options.batch * options.tokens / wide:,.0f} |")
-    print("\n| new tokens | s | ms a token step |\n|---:|---:|---:|")
-    for tokens in (options.tokens // 4, options.tokens // 2, options.tokens):
-        spent = min(timed(ours, SWEEP[:1], tokens, options.batch) for _ in range(options.repeats))
-        print(f"| {tokens} | {spent:.2f} | {1e3 * spent / tokens:.2f} |")
+        narrow, wide = (
+            min(timed(ours, points, tokens, width) for _ in range(options.repeats)) if len(points) > 1 else first
+            for width in (batch, batch * len(points))
+        )
+        print(f"| {len(points)} | {narrow:.2f} | {narrow / first:.2f}x | {wide:.2f} | {wide / first:.2f}x |")
+    print("\n| new tokens | s | ms a step |\n|---:|---:|---:|")
+    for count in (tokens // 4, tokens // 2, tokens):
+        spent = min(timed(ours, SWEEP[:1], count, batch) for _ in range(options.repeats))
+        print(f"| {count} | {spent:.2f} | {1e3 * spent / count:.2f} |")
+
+
+class Timer:
+    """Seconds that one call takes, by the wall's clock or the process's own."""
+
+    def __init__(self, clock: str) -> None:
+        self.now = time.process_time if clock == "cpu" else time.perf_counter
+
+    def __call__(self, job: Callable[..., Any], *arguments: Any) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        start = self.now()
+        job(*arguments)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return self.now() - start
 
 
 def models(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -101,10 +132,10 @@ def models(options: argparse.Namespace) -> tuple[Any, Any]:
     dtype = getattr(torch, options.dtype)
     if options.model is None:
         config = LlamaConfig(
-            vocab_size=512,
-            hidden_size=96,
-            intermediate_size=192,
-            num_hidden_layers=3,
+            vocab_size=options.vocabulary,
+            hidden_size=options.hidden,
+            intermediate_size=2 * options.hidden,
+            num_hidden_layers=options.layers,
             num_attention_heads=4,
             max_position_embeddings=1024,
             tie_word_embeddings=True,
@@ -116,15 +147,15 @@ def models(options: argparse.Namespace) -> tuple[Any, Any]:
         with torch.no_grad():
             for weight in policy.parameters():
                 weight += 0.01 * torch.randn_like(weight)
-        return policy.to(dtype).eval(), reference.to(dtype).eval()
+        return policy.to(options.device, dtype).eval(), reference.to(options.device, dtype).eval()
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    base = load_causal_lm(options.model, dtype)
+    base = load_causal_lm(options.model, dtype, device=options.device)
     if options.adapter:
         return PeftModel.from_pretrained(base, options.adapter).eval(), None
     torch.manual_seed(0)
     tuned = get_peft_model(base, LoraConfig(r=16, lora_alpha=2, target_modules="all-linear", init_lora_weights=False))
-    return tuned.to(dtype).eval(), None
+    return tuned.to(options.device, dtype).eval(), None
 
 
 def describe(model: Any) -> str:
@@ -136,35 +167,26 @@ def describe(model: Any) -> str:
     )
 
 
-def timed(job: Callable[..., Any], *arguments: Any) -> float:
-    """Seconds that one call takes."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    job(*arguments)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-@torch.inference_mode()
+@torch.no_grad()
 def plain_loop(policy: Any, reference: Any, prompts: Sequence[Sequence[int]], tokens: int) -> None:
-    """Mixing with a = 0.5 one prompt at a time: for each token both models read the whole text again."""
+    """Mixing with a = 0.5 as the paper's released scripts go: one prompt, both models called on the whole text."""
     for prompt in prompts:
         ids = torch.tensor([prompt], device=policy.device)
+        mask = torch.ones_like(ids)
         for _ in range(tokens):
-            own = policy(ids, use_cache=False).logits[:, -1].float().log_softmax(-1)
+            own = policy(input_ids=ids, attention_mask=mask).logits[:, -1].float().log_softmax(-1)
             if reference is None:
                 with policy.disable_adapter():
-                    other = policy(ids, use_cache=False).logits[:, -1].float().log_softmax(-1)
+                    other = policy(input_ids=ids, attention_mask=mask).logits[:, -1].float().log_softmax(-1)
             else:
-                other = reference(ids, use_cache=False).logits[:, -1].float().log_softmax(-1)
+                other = reference(input_ids=ids, attention_mask=mask).logits[:, -1].float().log_softmax(-1)
             mixed = (0.5 * (own - other) + other).log_softmax(-1)
             token = torch.multinomial(mixed.exp(), 1)
-            float((own.exp() * (own - other)).sum())
-            float((mixed.exp() * (mixed - other)).sum())
-            float((mixed - other).gather(1, token))
+            # The two exact KLs and the sampled log-ratio, kept as numbers.
+            _ = (own.exp() * (own - other)).sum().item(), (mixed.exp() * (mixed - other)).sum().item()
+            _ = (mixed - other).gather(1, token).item()
             ids = torch.cat([ids, token], dim=1)
+            mask = torch.ones_like(ids)
 
 
 @torch.inference_mode()

@@ -126,7 +126,9 @@ def test_truncation_names(name: str, facts: tuple[object, ...]) -> None:
     assert re.fullmatch(PATTERN, name)
 
 
-@pytest.mark.parametrize("name", ["", "head", "head0", "head101", "hed50", "head50tokens", "min", "shuffled", "pairs200"])
+@pytest.mark.parametrize(
+    "name", ["", "head", "head0", "head101", "hed50", "head50tokens", "min", "shuffled", "pairs200"]
+)
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="allowed: full"):
         parse(name)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from shallow_signals.config.study import Statistics
+from shallow_signals.models.logprobs import ResponseLogprobs
 from shallow_signals.signal import implicit, position
 from shallow_signals.signal.implicit import LogRatios, PairRatios
-from shallow_signals.signal.logprobs import ResponseLogprobs
 
 SETTINGS = Statistics(resamples=200)
 

@@ -12,6 +12,7 @@ import reward_setup as setup
 from shallow_signals.files import InputError
 from shallow_signals.training import launch
 from shallow_signals.training.launch import RewardJob, train_reward_model
+from shallow_signals.training.torchrun import REFUSED, serve_job
 
 
 @pytest.fixture
@@ -47,5 +48,5 @@ def test_bad_input_crosses_processes(job: RewardJob) -> None:
     (job.state / "job.json").parent.mkdir(exist_ok=True)
     (job.state / "job.json").write_text(bad.model_dump_json(), encoding="utf-8")
     with pytest.raises(SystemExit, match=r"no train-\*"):
-        launch._main(job.state / "job.json")
-    assert "no train-*" in (job.state / launch.REFUSED).read_text()
+        serve_job(RewardJob, launch._train, job.state / "job.json")
+    assert "no train-*" in (job.state / REFUSED).read_text()

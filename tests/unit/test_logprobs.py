@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
-import checkpoints
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shallow_signals.signal.logprobs import PairTokens, cut_lengths, length_groups, score_rows, vocabulary_logprobs
+import checkpoints
+from shallow_signals.files import InputError
+from shallow_signals.models.logprobs import PairTokens, cut_lengths, length_groups, score_rows
+from shallow_signals.models.vocabulary import learned_logprobs, vocabulary_logprobs
 
 CUTS = [10, 25, 50, 75, 100]
 CLOSINGS = {"none": [], "one token": [5], "two tokens": [5, 9]}
@@ -112,6 +115,38 @@ def test_pieces_of_the_vocabulary_add_up(model: PreTrainedModel) -> None:
         torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradients_through_pieces_equal_those_of_whole_logits(
+    model: PreTrainedModel, cap: float | None, bias: bool
+) -> None:
+    """Against autograd on the logits of all places at once; the cap is Gemma 2's."""
+    model = deepcopy(model)
+    head = model.get_output_embeddings()
+    model.config.final_logit_softcapping = cap
+    if bias:
+        head.bias = torch.nn.Parameter(torch.randn(head.weight.shape[0]))
+    hidden = torch.randn(7, model.config.hidden_size, requires_grad=True)
+    where, targets = torch.tensor([0, 0, 2, 3, 3, 6]), torch.tensor([1, 7, 3, 300, 300, 12])
+    leaves = [hidden, head.weight, *([head.bias] if bias else [])]
+    logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
+    logits = cap * torch.tanh(logits / cap) if cap else logits
+    whole = logits.log_softmax(-1)[where, targets]
+    weights = torch.randn(6)
+    expected = torch.autograd.grad((whole * weights).sum(), leaves)
+    for rows in (1, 3, 100):
+        found = learned_logprobs(model, hidden, where, targets, rows=rows)
+        torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
+        for one, other in zip(torch.autograd.grad((found * weights).sum(), leaves), expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_that_scales_its_logits_is_refused(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.config, "logit_scale", 0.5, raising=False)
+    with pytest.raises(InputError, match="logit_scale"):
+        score_rows(model, [PairTokens([1], [2], [3])], [], max_length=8)
+
+
 def test_length_groups_hold_every_index_once_within_the_budget() -> None:
     lengths = [5, 100, 7, 7, 60, 1]
     groups = list(length_groups(lengths, 120))
@@ -121,5 +156,6 @@ def test_length_groups_hold_every_index_once_within_the_budget() -> None:
 
 def test_a_long_prompt_is_cut_on_the_left(model: PreTrainedModel) -> None:
     pair = PairTokens(list(range(10, 60)), [70, 71], [72])
-    (chosen, _), *_ = score_rows(model, [pair], [5], max_length=10)
-    assert float(chosen.tokens.sum()) == pytest.approx(plain(model, list(range(53, 60)), [70, 71]), abs=1e-4)
+    for bos_id, prompt in ((None, list(range(53, 60))), (10, [10, *range(54, 60)]), (11, list(range(53, 60)))):
+        (chosen, _), *_ = score_rows(model, [pair], [5], max_length=10, bos_id=bos_id)
+        assert float(chosen.tokens.sum()) == pytest.approx(plain(model, prompt, [70, 71]), abs=1e-4)

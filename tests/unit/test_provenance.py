@@ -25,7 +25,9 @@ def test_code_closure_equals_what_python_really_loads() -> None:
     expected = {Path(line).relative_to(ROOT).as_posix() for line in loaded.split() if line}
     closure = names("data.pairs", "config.load")
     # Packages' own __init__ files are loaded with any of their modules; they hold a docstring only.
-    assert {n for n in expected if not n.endswith("__init__.py")} == {n for n in closure if not n.endswith("__init__.py")}
+    assert {n for n in expected if not n.endswith("__init__.py")} == {
+        n for n in closure if not n.endswith("__init__.py")
+    }
 
 
 def test_code_closure_sees_imports_inside_functions_and_nothing_else() -> None:

@@ -21,7 +21,7 @@ import checkpoints
 import reward_setup as setup
 from shallow_signals.config.recipes import Lora, RewardRecipe
 from shallow_signals.files import InputError
-from shallow_signals.training import resume, reward
+from shallow_signals.training import resume, reward, runs
 from shallow_signals.training.resume import mark_complete, naming_full_disk, newest_complete, state_folder
 from shallow_signals.training.steps import SortedSteps
 
@@ -55,8 +55,8 @@ def train_and_die(folder: Path, settings: RewardRecipe, name: str, moment: str, 
         "micro-batch": (reward.FastRewardTrainer, "compute_loss"),
         "saving": (Trainer, "_save_rng_state"),
         "marking": (resume, "mark_complete"),
-        "finishing": (reward, "finish"),
-        "writing the checkpoint": (reward, "_save"),
+        "finishing": (runs, "finish"),
+        "writing the checkpoint": (runs, "save_model"),
     }[moment]
     plain = getattr(owner, attribute)
     calls = 0

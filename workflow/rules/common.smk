@@ -72,34 +72,6 @@ def resources_for(minimum, per_attempt=2):
     return lambda wildcards, attempt: int(minimum * per_attempt ** (attempt - 1))
 
 
-def reward_experiments():
-    """Names of the reward-model experiments of this run, in the tables' order."""
-    lists = STUDY.tables.table1, STUDY.tables.table2, STUDY.tables.table4, STUDY.tables.controls
-    return list(dict.fromkeys(name for names in lists for name in names))
-
-
-def members_of(experiment):
-    """Every (truncation, seed) that an experiment trains."""
-    spec = STUDY.reward_models[experiment]
-    return [(t, s) for t in spec.truncations for s in spec.seeds_of(t)]
-
-
-def tests_of(experiment):
-    """The test sets that an experiment's models are scored on: `heldout` and benchmarks."""
-    spec = STUDY.reward_models[experiment]
-    return [*(["heldout"] if spec.heldout else []), *spec.benchmarks]
-
-
-def scores_of(experiments):
-    """Paths of all per-row scores of the named experiments."""
-    return [
-        results(f"evaluations/reward/{e}/{t}/seed{s}/{test}.parquet")
-        for e in experiments
-        for t, s in members_of(e)
-        for test in tests_of(e)
-    ]
-
-
 def targets():
     """What `all` makes: every table, figure, probe and check that the configuration selects."""
     names = STUDY.tables
@@ -107,7 +79,9 @@ def targets():
     paths = [results(f"tables/{name}.{suffix}") for name in wanted for suffix in ("csv", "md", "tex")]
     if reward_experiments():
         paths += [results(f"figures/reward_by_cut.{suffix}") for suffix in ("csv", "png", "pdf")]
-    paths += [results(f"probe/{name}.{suffix}") for name in STUDY.probe for suffix in ("csv", "json", "png", "pdf")]
+    paths += [
+        results(f"probe/{name}.{suffix}") for name in STUDY.probe for suffix in ("csv", "json", "png", "pdf")
+    ]
     return paths + [results(f"checks/{name}.csv") for name in STUDY.checks]
 
 
@@ -126,6 +100,8 @@ def before_start():
     """Refuse to start (dry-runs pass) while the configuration asks for pinned revisions and some are unknown."""
     if STUDY.require_pinned and unpinned():
         raise WorkflowError(
-            "no pinned revision for " + ", ".join(unpinned()) + ". Run `make pin` on a machine that reaches the hub: "
+            "no pinned revision for "
+            + ", ".join(unpinned())
+            + ". Run `make pin` on a machine that reaches the hub: "
             "it looks them up and keeps them in pins.json; or set `revision` in the configuration."
         )

@@ -6,26 +6,16 @@
 #        data/{dataset}/shards/{model}/{truncation}/
 
 
-def source_file(wildcards):
-    """The local file that a data set is read from, if it is one and exists: an edit of it is an edit of the input."""
-    source = STUDY.datasets[wildcards.dataset].source
-    offline = source if source.kind == "file" else getattr(source, "offline", None)
-    if offline is None:
-        return []
-    path = os.path.join(STUDY.data_root or "", offline.path)
-    return [path] if os.path.isfile(path) else []
-
-
 rule write_config:
     """The merged, validated configuration, beside the results."""
     output:
         results("config.yaml"),
     log:
         log_of("config"),
-    params:
-        study=plain(STUDY),
     conda:
         "../../envs/core.yaml"
+    params:
+        study=plain(STUDY),
     script:
         "../scripts/write_config.py"
 
@@ -43,15 +33,15 @@ rule ingest_dataset:
         log_of("ingest_dataset/{dataset}"),
     benchmark:
         benchmark_of("ingest_dataset/{dataset}")
+    conda:
+        "../../envs/core.yaml"
+    resources:
+        mem_mb=resources_for(8000),
+        runtime=resources_for(60),
     params:
         dataset=lambda w: plain(STUDY.datasets[w.dataset]),
         data_root=lambda w: STUDY.data_root,
         pins=lambda w: pins_of(STUDY.datasets[w.dataset].source),
-    resources:
-        mem_mb=resources_for(8000),
-        runtime=resources_for(60),
-    conda:
-        "../../envs/core.yaml"
     script:
         "../scripts/ingest_dataset.py"
 
@@ -69,13 +59,13 @@ rule tokenize_pairs:
         log_of("tokenize_pairs/{dataset}/{model}"),
     benchmark:
         benchmark_of("tokenize_pairs/{dataset}/{model}")
-    params:
-        bos=lambda w: STUDY.models[w.model].bos,
+    conda:
+        "../../envs/core.yaml"
     resources:
         mem_mb=resources_for(16000),
         runtime=resources_for(60),
-    conda:
-        "../../envs/core.yaml"
+    params:
+        bos=lambda w: STUDY.models[w.model].bos,
     script:
         "../scripts/tokenize_pairs.py"
 
@@ -93,10 +83,10 @@ rule write_shards:
         log_of("write_shards/{dataset}/{model}/{truncation}"),
     benchmark:
         benchmark_of("write_shards/{dataset}/{model}/{truncation}")
+    conda:
+        "../../envs/core.yaml"
     resources:
         mem_mb=resources_for(8000),
         runtime=resources_for(30),
-    conda:
-        "../../envs/core.yaml"
     script:
         "../scripts/write_shards.py"

@@ -16,13 +16,13 @@ rule provide_model:
         log_of("provide_model/{model}"),
     benchmark:
         benchmark_of("provide_model/{model}")
-    params:
-        source=lambda w: plain(STUDY.models[w.model].source),
-        pins=lambda w: pins_of(STUDY.models[w.model].source),
+    conda:
+        "../../envs/core.yaml"
     resources:
         mem_mb=resources_for(16000),
         runtime=resources_for(120),
-    conda:
-        "../../envs/core.yaml"
+    params:
+        source=lambda w: plain(STUDY.models[w.model].source),
+        pins=lambda w: pins_of(STUDY.models[w.model].source),
     script:
         "../scripts/provide_model.py"

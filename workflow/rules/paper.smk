@@ -4,38 +4,6 @@
 # Makes: tables/{table}.csv, .md, .tex; figures/reward_by_cut.csv, .png, .pdf; checks/{check}.csv
 
 
-TABLES = ("table1", "table2", "table4", "controls")
-
-
-def scores_by_seed(experiment, test):
-    """Paths of one experiment's scores on one test set, by truncation and seed."""
-    spec = STUDY.reward_models[experiment]
-    folder = f"evaluations/reward/{experiment}"
-    return {
-        t: {s: results(f"{folder}/{t}/seed{s}/{test}.parquet") for s in spec.seeds_of(t)}
-        for t in spec.truncations
-    }
-
-
-def shown(experiments):
-    """What a table needs to know of its experiments: labels, aspects, score files and the benchmarks' rules."""
-    rows = []
-    for name in experiments:
-        spec = STUDY.reward_models[name]
-        dataset = STUDY.datasets[spec.dataset]
-        source = plain(dataset.source)
-        rows.append(
-            {
-                "experiment": name,
-                "label": dataset.label,
-                "scores": {test: scores_by_seed(name, test) for test in tests_of(name)},
-                "rules": {b: STUDY.benchmarks[b].rules for b in spec.benchmarks},
-                "planted": source if source["kind"] == "planted" else None,
-            }
-        )
-    return rows
-
-
 rule make_table:
     """One table as CSV, Markdown and LaTeX."""
     input:
@@ -50,15 +18,15 @@ rule make_table:
         ),
         md=results("tables/{table}.md"),
         tex=results("tables/{table}.tex"),
-    wildcard_constraints:
-        table="table1|table2|table4|controls",
     log:
         log_of("make_table/{table}"),
+    wildcard_constraints:
+        table="table1|table2|table4|controls",
+    conda:
+        "../../envs/core.yaml"
     params:
         rows=lambda w: shown(getattr(STUDY.tables, w.table)),
         statistics=plain(STUDY.statistics),
-    conda:
-        "../../envs/core.yaml"
     script:
         "../scripts/make_table.py"
 
@@ -72,11 +40,11 @@ rule gather_reward_by_cut:
         csv=results("figures/reward_by_cut.csv"),
     log:
         log_of("gather_reward_by_cut"),
+    conda:
+        "../../envs/core.yaml"
     params:
         rows=shown(reward_experiments()),
         statistics=plain(STUDY.statistics),
-    conda:
-        "../../envs/core.yaml"
     script:
         "../scripts/gather_reward_by_cut.py"
 
@@ -109,15 +77,15 @@ rule check_planted:
         code=code("evaluation.checks"),
     output:
         csv=results("checks/{check}.csv"),
-    wildcard_constraints:
-        check="planted|shuffled",
     log:
         log_of("checks/{check}"),
+    wildcard_constraints:
+        check="planted|shuffled",
+    conda:
+        "../../envs/core.yaml"
     params:
         rows=[row for row in shown(reward_experiments()) if row["planted"] and "heldout" in row["scores"]],
         statistics=plain(STUDY.statistics),
-    conda:
-        "../../envs/core.yaml"
     script:
         "../scripts/run_check.py"
 

@@ -8,34 +8,6 @@
 # in one process: for models so small that starting the process would cost more than the training.
 
 
-def model_folder(experiment, truncation, seed):
-    return results(f"models/reward/{experiment}/{truncation}/seed{seed}")
-
-
-def shards_for(experiment, truncation):
-    spec = STUDY.reward_models[experiment]
-    return results(f"data/{spec.dataset}/shards/{spec.model}/{truncation}")
-
-
-def training_params(experiment):
-    """What the training of an experiment's models depends on, besides its inputs."""
-    spec = STUDY.reward_models[experiment]
-    return {"recipe": plain(STUDY.reward_recipes[spec.recipe]), "bos": STUDY.models[spec.model].bos}
-
-
-def scoring_params(experiment):
-    """What the scoring of an experiment's models depends on, besides its inputs."""
-    recipe = STUDY.reward_recipes[STUDY.reward_models[experiment].recipe]
-    keys = ("max_length", "end_of_turn", "compute", "attention")
-    return {**{key: getattr(recipe, key) for key in keys}, "cuts": STUDY.cuts}
-
-
-def heldout_shards(experiment, truncations):
-    """Held-out pairs, whole and as each truncation keeps them."""
-    cut = [t for t in truncations if not parse_truncation(t).keeps_text]
-    return [shards_for(experiment, t) for t in ["full", *cut]]
-
-
 if STUDY.process_per == "model":
 
     rule train_reward_model:
@@ -50,14 +22,14 @@ if STUDY.process_per == "model":
             log_of("train_reward_model/{experiment}/{truncation}/seed{seed}"),
         benchmark:
             benchmark_of("train_reward_model/{experiment}/{truncation}/seed{seed}")
-        params:
-            training=lambda w: training_params(w.experiment),
-            members=lambda w: [(w.truncation, int(w.seed))],
+        conda:
+            "../../envs/core.yaml"
         resources:
             mem_mb=resources_for(32000),
             runtime=resources_for(720),
-        conda:
-            "../../envs/core.yaml"
+        params:
+            training=lambda w: training_params(w.experiment),
+            members=lambda w: [(w.truncation, int(w.seed))],
         script:
             "../scripts/train_reward_models.py"
 
@@ -77,14 +49,14 @@ if STUDY.process_per == "model":
             log_of("score_heldout/{experiment}/{truncation}/seed{seed}"),
         benchmark:
             benchmark_of("score_heldout/{experiment}/{truncation}/seed{seed}")
-        params:
-            scoring=lambda w: scoring_params(w.experiment),
-            members=lambda w: [(w.truncation, int(w.seed))],
+        conda:
+            "../../envs/core.yaml"
         resources:
             mem_mb=resources_for(32000),
             runtime=resources_for(240),
-        conda:
-            "../../envs/core.yaml"
+        params:
+            scoring=lambda w: scoring_params(w.experiment),
+            members=lambda w: [(w.truncation, int(w.seed))],
         script:
             "../scripts/score_heldout.py"
 
@@ -106,14 +78,14 @@ else:
                 log_of(f"train_reward_models/{_e}"),
             benchmark:
                 benchmark_of(f"train_reward_models/{_e}")
-            params:
-                training=training_params(_e),
-                members=_members,
+            conda:
+                "../../envs/core.yaml"
             resources:
                 mem_mb=resources_for(4000),
                 runtime=resources_for(60),
-            conda:
-                "../../envs/core.yaml"
+            params:
+                training=training_params(_e),
+                members=_members,
             script:
                 "../scripts/train_reward_models.py"
 
@@ -135,13 +107,13 @@ else:
                     log_of(f"score_heldout/{_e}"),
                 benchmark:
                     benchmark_of(f"score_heldout/{_e}")
-                params:
-                    scoring=scoring_params(_e),
-                    members=_members,
+                conda:
+                    "../../envs/core.yaml"
                 resources:
                     mem_mb=resources_for(4000),
                     runtime=resources_for(60),
-                conda:
-                    "../../envs/core.yaml"
+                params:
+                    scoring=scoring_params(_e),
+                    members=_members,
                 script:
                     "../scripts/score_heldout.py"

@@ -4,12 +4,6 @@
 # Makes: evaluations/reward/{experiment}/{truncation}/seed{seed}/{benchmark}.parquet
 
 
-def benchmark_tokens(experiment, benchmark):
-    return results(
-        f"data/{STUDY.benchmarks[benchmark].dataset}/tokens/{STUDY.reward_models[experiment].model}.parquet"
-    )
-
-
 if STUDY.process_per == "model":
 
     rule score_benchmark:
@@ -24,14 +18,14 @@ if STUDY.process_per == "model":
             log_of("score_benchmark/{experiment}/{truncation}/seed{seed}/{benchmark}"),
         benchmark:
             benchmark_of("score_benchmark/{experiment}/{truncation}/seed{seed}/{benchmark}")
-        params:
-            scoring=lambda w: scoring_params(w.experiment),
-            rows=lambda w: STUDY.benchmarks[w.benchmark].rows,
+        conda:
+            "../../envs/core.yaml"
         resources:
             mem_mb=resources_for(32000),
             runtime=resources_for(240),
-        conda:
-            "../../envs/core.yaml"
+        params:
+            scoring=lambda w: scoring_params(w.experiment),
+            rows=lambda w: STUDY.benchmarks[w.benchmark].rows,
         script:
             "../scripts/score_benchmark.py"
 
@@ -58,13 +52,13 @@ else:
                     log_of(f"score_benchmark/{_e}/{_b}"),
                 benchmark:
                     benchmark_of(f"score_benchmark/{_e}/{_b}")
-                params:
-                    scoring=scoring_params(_e),
-                    rows=STUDY.benchmarks[_b].rows,
+                conda:
+                    "../../envs/core.yaml"
                 resources:
                     mem_mb=resources_for(4000),
                     runtime=resources_for(60),
-                conda:
-                    "../../envs/core.yaml"
+                params:
+                    scoring=scoring_params(_e),
+                    rows=STUDY.benchmarks[_b].rows,
                 script:
                     "../scripts/score_benchmark.py"

@@ -16,14 +16,14 @@ rule run_probe:
         log_of("run_probe/{probe}"),
     benchmark:
         benchmark_of("run_probe/{probe}")
-    params:
-        probe=lambda w: plain(STUDY.probes[w.probe]),
-        statistics=plain(STUDY.statistics),
+    conda:
+        "../../envs/core.yaml"
     resources:
         mem_mb=resources_for(8000),
         runtime=resources_for(120),
-    conda:
-        "../../envs/core.yaml"
+    params:
+        probe=lambda w: plain(STUDY.probes[w.probe]),
+        statistics=plain(STUDY.statistics),
     script:
         "../scripts/run_probe.py"
 
@@ -44,10 +44,10 @@ rule draw_probe:
         pdf=results("probe/{probe}.pdf"),
     log:
         log_of("draw_probe/{probe}"),
-    params:
-        label=lambda w: STUDY.datasets[STUDY.probes[w.probe].dataset].label,
     conda:
         "../../envs/core.yaml"
+    params:
+        label=lambda w: STUDY.datasets[STUDY.probes[w.probe].dataset].label,
     script:
         "../scripts/draw_probe.py"
 

@@ -138,11 +138,13 @@ class _Batch:
 
     def _needed(self, side: Literal["policy", "reference"], start: int, end: int) -> NDArray[np.bool_]:
         """Which live jobs need a model's output at one of the steps from `start` to `end`."""
+        if self.settings.kl:
+            return np.ones(len(self.live), dtype=bool)
         rules = self.rules.take(self.live)
         unused = 0.0 if side == "policy" else 1.0  # the coefficient with which this model has no part in the mixture
         early = (start <= rules.last) & (rules.high != unused)
         late = (end > rules.last) & (rules.low != unused)
-        needed: NDArray[np.bool_] = self.settings.kl | rules.compares | early | late
+        needed: NDArray[np.bool_] = rules.compares | early | late
         return needed
 
     def _wanted(self, side: Literal["policy", "reference"], step: int, histories: int) -> NDArray[np.bool_]:

@@ -19,7 +19,7 @@ def token_scores(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     caught: list[Tensor] = []
     hook = score_head(model).register_forward_hook(lambda _module, _inputs, output: caught.append(output))
     try:
-        model(**fitted_inputs(_unwrapped(model), inputs), use_cache=False)
+        model(**fitted_inputs(unwrapped(model), inputs), use_cache=False)
     finally:
         hook.remove()
     return caught[-1][..., 0].float()
@@ -27,14 +27,14 @@ def token_scores(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
 
 def score_head(model: nn.Module) -> nn.Module:
     """The module `score` of a sequence-classification model inside any wrapping (peft's copy that is trained)."""
-    inner = _unwrapped(model)
+    inner = unwrapped(model)
     head = getattr(inner, "score", None)
     if not isinstance(head, nn.Module):
         raise ValueError(f"{type(inner).__name__} has no head named 'score': it is no sequence-classification model")
     return head
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The transformers model inside DDP and peft."""
     while isinstance(module := getattr(model, "module", None), nn.Module):
         model = module

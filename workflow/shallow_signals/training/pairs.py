@@ -138,6 +138,47 @@ def batch_pairs(pairs: Sequence[PairIds], pad_id: int, share_prompt: bool) -> Pa
     return PairBatch(inputs, torch.tensor(chosen), torch.tensor(rejected))
 
 
+@dataclass(frozen=True)
+class Targets:
+    """The response tokens of a micro-batch and where they are predicted; `where` ascends."""
+
+    places: Tensor  # int64 [m]: indices of the flattened batch at which something is predicted
+    where: Tensor  # int64 [n]: of each token its index in `places`
+    tokens: Tensor  # int64 [n]
+    responses: Tensor  # int64 [n]: 2 i for pair i's chosen response, 2 i + 1 for its rejected one
+
+    def to(self, device: torch.device) -> Targets:
+        """The same targets on `device`."""
+        return Targets(*(values.to(device) for values in (self.places, self.where, self.tokens, self.responses)))
+
+
+def response_targets(pairs: Sequence[PairIds], share_prompt: bool, width: int) -> Targets:
+    """Every response token of a micro-batch that `batch_pairs` laid out in `width` columns.
+
+    A token is predicted at the one before it, the first of a response at the prompt's last; after an empty prompt it is
+    predicted nowhere and left out.
+    """
+    places: list[int] = []
+    tokens: list[int] = []
+    responses: list[int] = []
+    line = side = 0
+    for pair in pairs:
+        for row in pair_rows(pair, share_prompt):
+            prompt_end = len(row[0].ids) - 1
+            for segment, end in zip(row[1:], _ends(row), strict=True):
+                before = [prompt_end, *range(end - len(segment.ids) + 1, end)]
+                skipped = prompt_end < 0
+                places += [line * width + place for place in before[skipped:]]
+                tokens += segment.ids[skipped:]
+                responses += [side] * (len(segment.ids) - skipped)
+                side += 1
+            line += 1
+    unique, where = np.unique(np.array(places, dtype=np.int64), return_inverse=True)
+    order = np.argsort(where, kind="stable")
+    ascending = (np.array(values, dtype=np.int64)[order] for values in (where, tokens, responses))
+    return Targets(torch.from_numpy(unique), *map(torch.from_numpy, ascending))
+
+
 def _ends(row: Row) -> list[int]:
     """The index of each response's last token in a row whose first segment is the prompt."""
     end = len(row[0].ids) - 1

@@ -79,10 +79,11 @@ def finished(state: Path, out: Path) -> dict[str, Any] | None:
 
 
 def finish(state: Path, facts: Mapping[str, Any]) -> None:
-    """Leave the facts and drop the saved states, which the finished checkpoint makes useless."""
+    """Leave the facts and drop the folders beside them (saved states), which the finished checkpoint makes useless."""
     write_json(state / FINISHED, dict(facts))
-    for folder in state.glob("checkpoint-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in state.iterdir():
+        if folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
