@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from workflow_copy import Workflow, copy_workflow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Tests never reach for a hub: what they load lies on disk.
@@ -24,3 +26,17 @@ def shared_data() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return folder
+
+
+@pytest.fixture
+def workflow(tmp_path: Path) -> Workflow:
+    """A fresh copy of the workflow for one test."""
+    return copy_workflow(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    """A copy in which the micro study has run to the end; tests that edit it copy it first."""
+    copy = copy_workflow(tmp_path_factory.mktemp("micro"))
+    copy.run("--configfile", "micro.yaml", "--quiet", "rules", "--", "all")
+    return copy

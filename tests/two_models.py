@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import checkpoints
 from shallow_signals.decoding import Strategy, generate, kl_threshold, length_control, mixing, sampling_logps
-from shallow_signals.decoding.streams import draw_tokens, draws_needed, stream_key, uniforms
+from shallow_signals.decoding.streams import draw_tokens, exponentials, seeds, stream_key
 
 
 def two_models(name: str, folder: Path, spread: float = 0.05) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -66,8 +66,8 @@ def plainly(
     for step in range(1, tokens + 1):
         ids = [*prompt, *made]
         logps = sampling_logps([strategy], next_logps(policy, ids), next_logps(reference, ids), step)
-        numbers = uniforms([stream_key(seed, prompt_id, sample)], [step], draws_needed(logps.shape[1]))
-        made.append(int(draw_tokens(logps, torch.from_numpy(numbers[:, 0]))[0]))
+        start = seeds([stream_key(seed, prompt_id, sample)], [step])[:, 0]
+        made.append(int(draw_tokens(logps, exponentials(start, logps.shape[1]))[0]))
         if made[-1] in end_ids:
             break
     return made

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kstest
 from transformers import AutoTokenizer, LogitsProcessorList, PreTrainedModel
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
@@ -33,7 +33,7 @@ from shallow_signals.decoding import (
     reference,
     sampling_logps,
 )
-from shallow_signals.decoding.streams import philox, stream_key, uniforms
+from shallow_signals.decoding.streams import draw_tokens, exponentials, philox, seeds, splitmix, stream_key, uniforms
 from shallow_signals.files import InputError
 from two_models import adapter, long_run, next_logps, plainly, some_prompts, two_models
 
@@ -107,6 +107,36 @@ def test_philox_gives_the_published_numbers() -> None:
             [np.array([c], dtype=np.uint64) for c in counter], *(np.array([k], dtype=np.uint64) for k in key)
         )
         assert tuple(int(word[0]) for word in words) == answer
+
+
+def test_splitmix_gives_the_published_numbers() -> None:
+    """The reference implementation's first outputs from the state 1234567."""
+    known = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    assert [int(z) % 2**64 for z in splitmix(torch.tensor([1234567]), 5)[0]] == known
+
+
+def test_exponentials_are_exponential_and_of_their_own_place() -> None:
+    keys = [stream_key(1, name, sample) for name in ("a", "b") for sample in (0, 1)]
+    start = seeds(keys, range(1, 4))
+    assert len(start.unique()) == 12
+    race = exponentials(start.flatten(), 30_000)
+    assert kstest(race.flatten().numpy(), "expon").pvalue > 1e-3
+    assert np.abs(np.corrcoef(race.numpy()) - np.eye(12)).max() < 5 / 30_000**0.5
+    torch.testing.assert_close(exponentials(seeds([keys[2]], [3])[:, 0], 30_000)[0], race[8], rtol=1e-6, atol=0)
+
+
+def test_distributions_that_race_together_seldom_part(llamas: Models) -> None:
+    """Never in more than 2 TV / (1 + TV) of the draws; one number and a cumulative sum part them more often."""
+    own, other = (next_logps(model, some_prompts(1)[0]) for model in llamas)
+    other = sampling_logps([mixing(0.5)], own, other, 1)
+    distance = float((own.exp() - other.exp()).abs().sum() / 2)
+    race = exponentials(seeds(range(4000), [1])[:, 0], 480)
+    parted = float((draw_tokens(own, race) != draw_tokens(other, race)).double().mean())
+    bound = 2 * distance / (1 + distance)
+    assert distance - 0.03 < parted < bound + 0.03
+    number = torch.from_numpy(uniforms(range(4000), [1], 1)[:, 0, 0].copy())
+    cumulated = [torch.searchsorted(x.double().exp().cumsum(-1)[0], number) for x in (own, other)]
+    assert float((cumulated[0] != cumulated[1]).double().mean()) > bound + 0.03
 
 
 def test_a_number_depends_on_its_own_place_only() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from conftest import Workflow
+from workflow_copy import Workflow
 
 
 def test_paper_plan_names_every_table(workflow: Workflow) -> None:

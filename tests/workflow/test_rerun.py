@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Workflow
+from workflow_copy import Workflow
 
 CONFIG = ("--configfile", "micro.yaml")
 

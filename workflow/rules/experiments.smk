@@ -93,7 +93,7 @@ def shown(experiments):
         rows.append(
             {
                 "experiment": name,
-                "label": dataset.label,
+                "label": spec.label or dataset.label,
                 "scores": {test: scores_by_seed(name, test) for test in tests_of(name)},
                 "rules": {b: STUDY.benchmarks[b].rules for b in spec.benchmarks},
                 "planted": source if source["kind"] == "planted" else None,

@@ -45,6 +45,7 @@ class Benchmark(Closed):
 class RewardExperiment(Closed):
     """Reward models of one data set and base model at several truncations and seeds."""
 
+    label: str | None = None  # as tables print it; null: the data set's label
     dataset: Name
     model: Name
     recipe: Name

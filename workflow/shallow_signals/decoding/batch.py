@@ -75,8 +75,7 @@ class _Batch:
         self.policy = Track(pair.policy, prompts, self._wanted("policy", 1, len(prompts)), self.device)
         self.reference = Track(pair.reference, prompts, self._wanted("reference", 1, len(prompts)), self.device)
         if not settings.greedy:
-            steps, draws = range(1, settings.max_new_tokens + 1), streams.draws_needed(pair.vocabulary)
-            self.numbers = torch.from_numpy(streams.uniforms(self.keys, steps, draws)).to(self.device)
+            self.seeds = streams.seeds(self.keys, range(1, settings.max_new_tokens + 1)).to(self.device)
         self.tokens = np.zeros((len(jobs), settings.max_new_tokens), dtype=np.int32)
         self.lengths = np.zeros(len(jobs), dtype=np.int64)
         self.ended = np.zeros(len(jobs), dtype=bool)
@@ -116,7 +115,9 @@ class _Batch:
         if self.settings.greedy:
             tokens = logps.argmax(-1)
         else:
-            tokens = streams.draw_tokens(logps, _pick(self.numbers[:, step - 1], stream))
+            used, race_of = np.unique(stream, return_inverse=True)
+            race = streams.exponentials(_pick(self.seeds[:, step - 1], used), self.vocabulary)
+            tokens = streams.draw_tokens(logps, _pick(race, race_of))
         if self.settings.kl:
             assert policy is not None and reference is not None and kl is not None
             policy, reference = (

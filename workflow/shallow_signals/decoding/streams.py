@@ -1,8 +1,8 @@
 """Random numbers by counter: each depends on its seed, prompt, sample and position, never on what is drawn beside it.
 
-A stream is one (seed, prompt, sample); its numbers are Philox4x32-10 of (position, block, purpose) under the stream's
-key. So a response comes out the same whatever batch, order or machine part it is drawn in, and all strategies draw
-from the same numbers, which is what makes their comparison paired.
+A stream is one (seed, prompt, sample). Its numbers at a position are Philox4x32-10 of (position, block, purpose) under
+the stream's key; where every token of a vocabulary needs one, Philox seeds SplitMix64. So a response comes out the same
+in whatever batch and order it is drawn, and all strategies draw from the same numbers, which pairs their comparison.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 
 Words = NDArray[np.uint64]
 TOKENS, ESTIMATES = 0, 1  # purposes: drawing the next token; estimating a KL
-RADIX = 32  # branches of a node in `draw_tokens`
-_TOP = 64  # at most this many nodes at the root's level
+_PIECE = 1 << 16  # numbers made at once on a CPU
+_GAMMA = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 
@@ -54,41 +54,43 @@ def philox(counter: Sequence[Words], key_low: Words, key_high: Words) -> list[Wo
     return [c0, c1, c2, c3]
 
 
-def draws_needed(vocabulary: int) -> int:
-    """How many uniform numbers `draw_tokens` takes for one token."""
-    levels, width = 1, vocabulary
-    while width > _TOP:
-        width = -(-width // RADIX)
-        levels += 1
-    return levels
+def seeds(keys: Sequence[int], positions: Sequence[int]) -> Tensor:
+    """A 64-bit number for each stream and 1-based position, int64 [keys, positions]: the start of `exponentials`."""
+    key = np.array(keys, dtype=np.uint64).reshape(-1, 1)
+    position = np.broadcast_to(np.array(positions, dtype=np.uint64), (len(key), len(positions)))
+    nothing = np.zeros_like(position)
+    low, high, _, _ = philox([position, nothing, nothing + np.uint64(TOKENS), nothing], key & _LOW, key >> _SHIFT)
+    return torch.from_numpy((low | high << _SHIFT).view(np.int64))
 
 
-def draw_tokens(logps: Tensor, numbers: Tensor) -> Tensor:
-    """One token a row, int64 [rows], from log-probabilities [rows, vocabulary] and numbers [rows, `draws_needed`].
+def splitmix(start: Tensor, count: int) -> Tensor:
+    """The first `count` outputs of SplitMix64 from each 64-bit state, int64 [states, count] (Steele et al. 2014)."""
+    z = start[:, None] + _GAMMA * torch.arange(1, count + 1, device=start.device)
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        z ^= (z >> shift).bitwise_and_((1 << (64 - shift)) - 1)  # shifts of signed numbers bring in their sign
+        z *= factor
+    z ^= (z >> 31).bitwise_and_((1 << 33) - 1)
+    return z
 
-    Inverse CDF by descent in a tree over the vocabulary, with a number of its own at every level. A single cumulative
-    sum over the whole vocabulary would let the rounding of another batch size (1e-7) move every one of its boundaries
-    past tokens rarer than that; here only a few dozen boundaries lie between a row and its token. Sums are float32, the
-    comparisons float64.
+
+def exponentials(start: Tensor, vocabulary: int) -> Tensor:
+    """Exponential variates for every token, float32 [states, vocabulary]."""
+    rows = (
+        max(1, _PIECE // vocabulary) if start.device.type == "cpu" else max(1, len(start))
+    )  # stays in the CPU's cache
+    pieces = []
+    for top in range(0, len(start), rows):
+        bits = (splitmix(start[top : top + rows], vocabulary) >> 1).bitwise_and_((1 << 63) - 1)
+        uniform = bits.float().mul_(2.0**-63).clamp_(max=1 - 2.0**-24)
+        pieces.append(uniform.neg_().log1p_().neg_())
+    return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
+
+
+def draw_tokens(logps: Tensor, race: Tensor) -> Tensor:
+    """One token a row, int64 [rows], from log-probabilities and `exponentials`, [rows, vocabulary] each.
+
+    A race: the token of the largest p / exponential wins, which each does with its probability. Two distributions that
+    race with the same exponentials part in at most twice their total variation distance, near the best any coupling
+    does; with one number and a cumulative sum they part several times as often, and rounding alone can part them.
     """
-    levels = [logps.exp()]
-    while levels[-1].shape[1] > _TOP:
-        below = levels[-1]
-        # Node g of the level above stands for the tokens g, g + w, g + 2w, ...: sums over a leading axis are fast.
-        width = -(-below.shape[1] // RADIX)
-        if short := width * RADIX - below.shape[1]:
-            below = torch.nn.functional.pad(below, (0, short))
-        levels[-1] = below.view(len(below), RADIX, width)
-        levels.append(levels[-1].sum(1))
-    token = _pick(levels[-1], numbers[:, 0])
-    rows = torch.arange(len(token), device=token.device)
-    for depth, level in enumerate(reversed(levels[:-1]), start=1):
-        token = token + level.shape[2] * _pick(level[rows, :, token], numbers[:, depth])
-    return token
-
-
-def _pick(weights: Tensor, numbers: Tensor) -> Tensor:
-    """The first index whose cumulative weight exceeds number x total; never one of weight zero."""
-    cumulated = weights.double().cumsum(-1)
-    target = numbers[:, None] * cumulated[:, -1:]
-    return torch.searchsorted(cumulated, target, right=True)[:, 0]
+    return (logps.exp() / race).argmax(-1)

@@ -46,19 +46,23 @@ class FastDPOTrainer(FastPairTrainer, DPOTrainer):  # type: ignore[misc]
         self._missed = torch.zeros(2, dtype=torch.float64)  # pairs of the first step, sum of |loss - ln 2|
 
     def logps(self, model: nn.Module, pairs: Sequence[PairIds]) -> Tensor:
-        """log p of the responses, closing included, under `model`; float32 [pairs, 2] with gradients."""
+        """log p of the responses, closing included, under `model`; float64 [pairs, 2] with gradients.
+
+        A thousand nats in float32 are off by more than the first log-ratios are.
+        """
         batch = self.batch(pairs)
         width = batch.inputs["input_ids"].shape[1]
         targets = response_targets(pairs, self._share_prompt, width).to(self.accelerator.device)
         hidden = last_hidden(model, batch.inputs).flatten(0, 1)[targets.places]
         with self.accelerator.autocast():
             found = learned_logprobs(model, hidden, targets.where, targets.tokens)
-        return found.new_zeros(2 * len(pairs)).index_add(0, targets.responses, found).view(-1, 2)
+        sums = torch.zeros(2 * len(pairs), dtype=torch.float64, device=found.device)
+        return sums.index_add(0, targets.responses, found.double()).view(-1, 2)
 
     def margins(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """beta times the difference of the responses' log-ratios."""
         chosen, rejected = (self.logps(model, inputs["pairs"]) - inputs["reference"]).unbind(1)
-        margins: Tensor = self.beta * (chosen - rejected)
+        margins: Tensor = self.beta * (chosen - rejected).float()
         if self.state.global_step == 0:
             missed = (-nn.functional.logsigmoid(margins.detach()) - LN2).abs().sum().item()
             self._missed += torch.tensor([len(margins), missed], dtype=torch.float64)
@@ -91,7 +95,7 @@ class _CheckFirstLoss(TrainerCallback):  # type: ignore[misc]
 
 
 def _as_pairs(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return as_pairs(rows) | {"reference": torch.tensor([row["reference"] for row in rows], dtype=torch.float32)}
+    return as_pairs(rows) | {"reference": torch.tensor([row["reference"] for row in rows], dtype=torch.float64)}
 
 
 def train_dpo(
@@ -151,7 +155,7 @@ def _scored(trainer: FastDPOTrainer, run: Run, references: Doubles) -> Doubles:
         def score(indices: Sequence[int]) -> Doubles:
             pairs = [PairIds.from_row(row) for row in run.pairs.select(indices)]
             with torch.inference_mode(), accelerator.autocast():
-                found: Doubles = trainer.logps(model, pairs).double().cpu().numpy()
+                found: Doubles = trainer.logps(model, pairs).cpu().numpy()
             bar.update(int(lengths[indices].sum()))
             return found
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-MICRO = Path(__file__).parent / "micro.yaml"
+ROOT = Path(__file__).resolve().parents[1]
+MICRO = ROOT / "tests" / "micro.yaml"
 
 
 @dataclass(frozen=True)
@@ -21,19 +21,26 @@ class Workflow:
 
     folder: Path
 
-    def run(self, *arguments: str, check: bool = True, timeout: int = 400) -> subprocess.CompletedProcess[str]:
-        """Call snakemake in the copy; its output comes back as text."""
-        environment = {
+    def command(self, *arguments: str) -> list[str]:
+        """The command line of a call."""
+        return [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+
+    def environment(self) -> dict[str, str]:
+        """Offline: whatever reaches for the network fails at once."""
+        return {
             **os.environ,
             "PYTHONDONTWRITEBYTECODE": "1",
             "HF_HUB_OFFLINE": "1",
             "XDG_CACHE_HOME": str(self.folder / ".cache"),
-            "HTTPS_PROXY": "http://127.0.0.1:9",  # whatever reaches for the network fails at once
+            "HTTPS_PROXY": "http://127.0.0.1:9",
         }
+
+    def run(self, *arguments: str, check: bool = True, timeout: int = 400) -> subprocess.CompletedProcess[str]:
+        """Call snakemake in the copy; its output comes back as text."""
         result = subprocess.run(
-            [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
+            self.command(*arguments),
             cwd=self.folder,
-            env=environment,
+            env=self.environment(),
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -69,17 +76,3 @@ def copy_workflow(folder: Path) -> Workflow:
         shutil.copy(ROOT / name, folder / name)
     shutil.copy(MICRO, folder / "micro.yaml")
     return Workflow(folder)
-
-
-@pytest.fixture
-def workflow(tmp_path: Path) -> Workflow:
-    """A fresh copy for one test."""
-    return copy_workflow(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
-    """One copy in which the micro study has run to the end; tests that edit it copy it first."""
-    copy = copy_workflow(tmp_path_factory.mktemp("micro"))
-    copy.run("--configfile", "micro.yaml", "--quiet", "rules", "--", "all")
-    return copy

@@ -1,0 +1,77 @@
+"""The demo in miniature, from raw pairs to tables: what it makes, and what a killed run loses (nothing)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from workflow_copy import Workflow, copy_workflow
+
+CONFIG = ("--configfile", "micro.yaml", "--quiet", "rules", "--", "all")
+
+
+def test_every_table_and_figure_is_there(finished: Workflow) -> None:
+    results = finished.folder / "results/micro"
+    for table in ("table1", "table2", "table4", "controls"):
+        frame = pd.read_csv(results / f"tables/{table}.csv")
+        cells = frame[frame["value"].notna()]
+        assert len(cells)
+        assert cells["n"].notna().all()
+        assert "\\toprule" in (results / f"tables/{table}.tex").read_text()
+    for picture in ("figures/reward_by_cut", "probe/one"):
+        assert (results / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+        assert (results / f"{picture}.pdf").read_bytes().startswith(b"%PDF")
+    assert (results / "config.yaml").is_file()
+
+
+def test_table_cells_equal_a_recount_of_the_scores(finished: Workflow) -> None:
+    results = finished.folder / "results/micro"
+    table = pd.read_csv(results / "tables/controls.csv")
+    for truncation, name in (("full", "Original Dataset"), ("head50", "50%"), ("tail50", "tail 50%")):
+        scores = pq.read_table(results / f"evaluations/reward/one/{truncation}/seed1/heldout.parquet").to_pandas()
+        whole = scores[scores["test"] == "full"]
+        text = table.astype(str).agg(" ".join, axis=1)
+        rows = table[text.str.contains(name, regex=False)]
+        assert round(float((whole["chosen"] > whole["rejected"]).mean()), 6) in set(rows["value"].round(6))
+
+
+def test_checkpoints_are_safe_and_told(finished: Workflow) -> None:
+    folder = finished.folder / "results/micro/models/reward/one/full/seed1"
+    assert (folder / "model.safetensors").is_file()
+    assert not [p for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pkl", ".pth")]
+    record = json.loads((folder / "training.json").read_text())
+    assert record["pairs"] == 64
+    assert record["first_loss"] > 0
+    assert record["inputs"].keys() == {"shards", "base"}
+
+
+def test_killed_run_ends_in_the_same_tables(finished: Workflow, tmp_path: Path) -> None:
+    """SIGKILL for Snakemake and its jobs while models train; the next call ends where an undisturbed run ends."""
+    copy = copy_workflow(tmp_path)
+    with subprocess.Popen(
+        copy.command(*CONFIG),
+        cwd=copy.folder,
+        env=copy.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        log = copy.folder / "logs/micro/train_reward_models/one.log"
+        deadline = time.monotonic() + 240
+        while not log.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert process.poll() is None, "the run ended before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL)
+    copy.run("--unlock", "--configfile", "micro.yaml")
+    copy.run("--rerun-incomplete", *CONFIG)
+    for path in ("tables/table1.csv", "tables/table2.csv", "tables/controls.csv", "figures/reward_by_cut.csv"):
+        assert (copy.folder / "results/micro" / path).read_bytes() == (
+            finished.folder / "results/micro" / path
+        ).read_bytes()
