@@ -21,6 +21,8 @@ localrules:
     table1,
     table2,
     table4,
+    figure2,
+    figure5,
     tables,
     probe,
     write_config,
@@ -37,5 +39,6 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/reward_model.smk"
 include: "workflow/rules/rewardbench.smk"
+include: "workflow/rules/dpo.smk"
 include: "workflow/rules/signal.smk"
 include: "workflow/rules/paper.smk"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,22 @@ def plainly(
         if made[-1] in end_ids:
             break
     return made
+
+
+@contextmanager
+def reading(model: torch.nn.Module) -> Iterator[list[tuple[int, int]]]:
+    """Note the shape (rows, tokens) of everything that `model` reads inside the block."""
+    shapes: list[tuple[int, int]] = []
+
+    def note(_: torch.nn.Module, args: object, inputs: dict[str, torch.Tensor]) -> None:
+        rows, tokens = inputs["input_ids"].shape
+        shapes.append((rows, tokens))
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield shapes
+    finally:
+        handle.remove()
 
 
 def long_run(folder: Path, state: Path) -> None:

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare, kstest
-from transformers import AutoTokenizer, LogitsProcessorList, PreTrainedModel
+from scipy.stats import chisquare
+from transformers import AutoTokenizer, LogitsProcessorList, MistralConfig, MistralForCausalLM, PreTrainedModel
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 import checkpoints
-import two_models as two_models_script
 from shallow_signals.decoding import (
     Generation,
     Strategy,
@@ -32,10 +25,10 @@ from shallow_signals.decoding import (
     policy,
     reference,
     sampling_logps,
+    text_kl,
 )
-from shallow_signals.decoding.streams import draw_tokens, exponentials, philox, seeds, splitmix, stream_key, uniforms
 from shallow_signals.files import InputError
-from two_models import adapter, long_run, next_logps, plainly, some_prompts, two_models
+from two_models import adapter, next_logps, plainly, reading, some_prompts, two_models
 
 Models = tuple[PreTrainedModel, PreTrainedModel]
 SWEEP = [
@@ -73,82 +66,6 @@ def by_strategy(made: Sequence[Generation]) -> dict[str, list[list[int]]]:
     return found
 
 
-@contextmanager
-def reading(model: torch.nn.Module) -> Iterator[list[tuple[int, int]]]:
-    """Note the shape (rows, tokens) of everything that `model` reads inside the block."""
-    shapes: list[tuple[int, int]] = []
-
-    def note(_: torch.nn.Module, args: object, inputs: dict[str, torch.Tensor]) -> None:
-        rows, tokens = inputs["input_ids"].shape
-        shapes.append((rows, tokens))
-
-    handle = model.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        yield shapes
-    finally:
-        handle.remove()
-
-
-def test_philox_gives_the_published_numbers() -> None:
-    """Known answers of the Random123 library's test vectors for philox4x32-10."""
-    ones = 0xFFFFFFFF
-    known = {
-        ((0, 0, 0, 0), (0, 0)): (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8),
-        ((ones,) * 4, (ones,) * 2): (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
-        ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0)): (
-            0xD16CFE09,
-            0x94FDCCEB,
-            0x5001E420,
-            0x24126EA1,
-        ),
-    }
-    for (counter, key), answer in known.items():
-        words = philox(
-            [np.array([c], dtype=np.uint64) for c in counter], *(np.array([k], dtype=np.uint64) for k in key)
-        )
-        assert tuple(int(word[0]) for word in words) == answer
-
-
-def test_splitmix_gives_the_published_numbers() -> None:
-    """The reference implementation's first outputs from the state 1234567."""
-    known = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
-    assert [int(z) % 2**64 for z in splitmix(torch.tensor([1234567]), 5)[0]] == known
-
-
-def test_exponentials_are_exponential_and_of_their_own_place() -> None:
-    keys = [stream_key(1, name, sample) for name in ("a", "b") for sample in (0, 1)]
-    start = seeds(keys, range(1, 4))
-    assert len(start.unique()) == 12
-    race = exponentials(start.flatten(), 30_000)
-    assert kstest(race.flatten().numpy(), "expon").pvalue > 1e-3
-    assert np.abs(np.corrcoef(race.numpy()) - np.eye(12)).max() < 5 / 30_000**0.5
-    torch.testing.assert_close(exponentials(seeds([keys[2]], [3])[:, 0], 30_000)[0], race[8], rtol=1e-6, atol=0)
-
-
-def test_distributions_that_race_together_seldom_part(llamas: Models) -> None:
-    """Never in more than 2 TV / (1 + TV) of the draws; one number and a cumulative sum part them more often."""
-    own, other = (next_logps(model, some_prompts(1)[0]) for model in llamas)
-    other = sampling_logps([mixing(0.5)], own, other, 1)
-    distance = float((own.exp() - other.exp()).abs().sum() / 2)
-    race = exponentials(seeds(range(4000), [1])[:, 0], 480)
-    parted = float((draw_tokens(own, race) != draw_tokens(other, race)).double().mean())
-    bound = 2 * distance / (1 + distance)
-    assert distance - 0.03 < parted < bound + 0.03
-    number = torch.from_numpy(uniforms(range(4000), [1], 1)[:, 0, 0].copy())
-    cumulated = [torch.searchsorted(x.double().exp().cumsum(-1)[0], number) for x in (own, other)]
-    assert float((cumulated[0] != cumulated[1]).double().mean()) > bound + 0.03
-
-
-def test_a_number_depends_on_its_own_place_only() -> None:
-    keys = [stream_key(1, name, sample) for name in ("a", "b") for sample in (0, 1)]
-    block = uniforms(keys, range(1, 9), 3)
-    assert len(np.unique(block)) == block.size
-    assert uniforms([keys[2]], [5], 2)[0, 0].tolist() == block[2, 4, :2].tolist()
-    many = uniforms(keys, range(1, 3001), 4).ravel()
-    assert abs(many.mean() - 0.5) < 4 * (1 / 12 / many.size) ** 0.5
-    assert many.min() >= 0 and many.max() < 1
-
-
 def test_every_strategy_equals_decoding_the_plain_way(models: Models) -> None:
     prompts = some_prompts(4)
     exact = [s for s in SWEEP if not s.monte_carlo]
@@ -170,6 +87,23 @@ def test_every_strategy_equals_decoding_the_plain_way(models: Models) -> None:
     assert len({len(g.tokens) for g in made}) > 5
     other_seed = plainly(*models, prompts[0], exact[0], prompt_id="p0", seed=5, tokens=10, end_ids=END)
     assert other_seed != made[0].tokens.tolist()
+
+
+def test_a_model_with_a_sliding_window_keeps_to_it() -> None:
+    """Its mask differs by layer or distance, so it is left to transformers; the cache keeps more than the window."""
+    config = MistralConfig(
+        vocab_size=480, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=5, initializer_range=0.3,
+    )  # fmt: skip
+    torch.manual_seed(5)
+    windowed = [MistralForCausalLM(config).eval() for _ in range(2)]
+    prompts, names = some_prompts(4), ["a", "b", "c", "d"]
+    made = generate(*windowed, prompts, [mixing(0.5)], max_new_tokens=12, end_ids=[], seed=1, prompt_ids=names)
+    for g, prompt in zip(made, prompts, strict=True):
+        alone = plainly(*windowed, prompt, mixing(0.5), prompt_id=g.prompt_id, seed=1, tokens=12)
+        assert g.tokens.tolist() == alone
+    with pytest.raises(InputError, match="window"):
+        text_kl(*windowed, [(prompts[0], [prompts[1]])])
 
 
 def test_what_is_measured_equals_reading_the_text_plainly(models: Models) -> None:
@@ -358,51 +292,6 @@ def test_models_in_training_mode_are_read_without_dropout_and_left_as_they_were(
     finally:
         llamas[0].eval()
     assert before == after
-
-
-def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    def shards(name: str) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in (tmp_path / name).glob("[!.]*")}
-
-    arguments = [two_models_script.__file__, str(tmp_path / "models"), str(tmp_path / "broken")]
-    path = os.pathsep.join(sys.path)
-    process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, "PYTHONPATH": path})
-    while len(shards("broken")) < 4 and process.poll() is None:  # the plan and three of the batches
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert 4 <= len(shards("broken")) < 13
-    long_run(tmp_path / "models", tmp_path / "broken")
-    long_run(tmp_path / "models", tmp_path / "whole")
-    assert len(shards("whole")) == 13
-    assert shards("broken") == shards("whole")
-    assert not [path for path in (tmp_path / "broken").iterdir() if path.name.startswith(".")]
-
-
-def test_a_state_is_read_back_and_that_of_another_run_refused(llamas: Models, tmp_path: Path) -> None:
-    def run(seed: int = 0, **options: bool) -> list[Generation]:
-        return generate(
-            *llamas, some_prompts(3), [mixing(0.5), policy()], max_new_tokens=6, end_ids=END, seed=seed, batch_size=4,
-            state=tmp_path / "state", **options,
-        )  # fmt: skip
-
-    first = run()
-    with reading(llamas[0]) as shapes:
-        second = run()
-    assert shapes == []
-    for one, two in zip(first, second, strict=True):
-        for name, value in vars(one).items():
-            np.testing.assert_array_equal(value, vars(two)[name])
-            assert getattr(value, "dtype", None) == getattr(vars(two)[name], "dtype", None)
-    for wrong in ({"seed": 1}, {"kl": False}):
-        with pytest.raises(InputError, match="another run"):
-            run(**wrong)  # type: ignore[arg-type]
-
-
-def test_progress_tells_tokens_per_second(llamas: Models, capsys: pytest.CaptureFixture[str]) -> None:
-    generate(*llamas, some_prompts(3), [policy()], max_new_tokens=4, end_ids=[], seed=0, progress=True)
-    shown = capsys.readouterr().err
-    assert "3/3" in shown and "tokens/s" in shown
 
 
 def test_different_vocabularies_are_refused(llamas: Models, tmp_path: Path) -> None:

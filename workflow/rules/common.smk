@@ -32,6 +32,7 @@ wildcard_constraints:
     experiment="[A-Za-z0-9_.]+",
     benchmark="[A-Za-z0-9_.]+",
     probe="[A-Za-z0-9_.]+",
+    implicit="[A-Za-z0-9_.]+",
     truncation=TRUNCATION_PATTERN,
     seed="[0-9]+",
 
@@ -79,6 +80,8 @@ def targets():
     paths = [results(f"tables/{name}.{suffix}") for name in wanted for suffix in ("csv", "md", "tex")]
     if reward_experiments():
         paths += [results(f"figures/reward_by_cut.{suffix}") for suffix in ("csv", "png", "pdf")]
+    figures = [name for name in ("figure2", "figure5") if getattr(STUDY.figures, name)]
+    paths += [results(f"figures/{name}.{suffix}") for name in figures for suffix in ("csv", "png", "pdf")]
     paths += [
         results(f"probe/{name}.{suffix}") for name in STUDY.probe for suffix in ("csv", "json", "png", "pdf")
     ]
@@ -87,11 +90,17 @@ def targets():
 
 def unpinned():
     """Hub repositories of this run whose revision is unknown."""
-    used = [STUDY.reward_models[e] for e in reward_experiments()]
-    sets = {e.dataset for e in used} | {STUDY.benchmarks[b].dataset for e in used for b in e.benchmarks}
-    sets |= {STUDY.probes[p].dataset for p in STUDY.probe}
-    sources = [STUDY.datasets[d].source for d in sorted(sets)]
-    sources += [STUDY.models[m].source for m in sorted({e.model for e in used})]
+    rewards = [STUDY.reward_models[e] for e in reward_experiments()]
+    implicit = [STUDY.implicit_rewards[i] for i in implicit_rewards()]
+    used = rewards + [STUDY.dpo[e] for e in dpo_experiments()]
+    sets = {e.dataset for e in used} | {STUDY.benchmarks[b].dataset for e in rewards for b in e.benchmarks}
+    sets |= {STUDY.probes[p].dataset for p in STUDY.probe} | {i.dataset for i in implicit}
+    models = {e.model for e in used} | {
+        m for i in implicit for m in (i.policy, i.reference) if m in STUDY.models
+    }
+    sources = [STUDY.datasets[d].source for d in sorted(sets)] + [
+        STUDY.models[m].source for m in sorted(models)
+    ]
     hub = [s for s in sources if s.kind == "hub" and not os.path.isdir(s.repo)]
     return sorted({s.repo for s in hub if s.revision is None and s.repo not in PINS})
 

@@ -100,3 +100,86 @@ def shown(experiments):
             }
         )
     return rows
+
+
+def dpo_experiments():
+    """Names of the DPO experiments of this run: those behind its figures."""
+    policies = [STUDY.implicit_rewards[name].policy for name in implicit_rewards()]
+    return [name for name in dict.fromkeys(policies) if name in STUDY.dpo]
+
+
+def implicit_rewards():
+    """Names of the implicit rewards of this run, in the figures' order."""
+    return list(dict.fromkeys([*STUDY.figures.figure2, *STUDY.figures.figure5]))
+
+
+def dpo_members(experiment):
+    """Every (truncation, seed) that a DPO experiment trains."""
+    spec = STUDY.dpo[experiment]
+    return [(t, s) for t in spec.truncations for s in spec.seeds_of(t)]
+
+
+def dpo_params(experiment):
+    """What the training of an experiment's policies depends on, besides its inputs."""
+    spec = STUDY.dpo[experiment]
+    return {"recipe": plain(STUDY.dpo_recipes[spec.recipe]), "bos": STUDY.models[spec.model].bos}
+
+
+def dpo_shards(experiment, truncation):
+    spec = STUDY.dpo[experiment]
+    return results(f"data/{spec.dataset}/shards/{spec.model}/{truncation}")
+
+
+def reference_logprobs(experiment):
+    """The base model's log-probabilities of a DPO experiment's data set: the reference of all its truncations."""
+    spec = STUDY.dpo[experiment]
+    return results(f"logprobs/base/{spec.model}/{spec.dataset}.parquet")
+
+
+def logprob_params(dataset, model, part):
+    """How pairs of a data set are read: at every cut that anything in this run asks for."""
+    users = [i for i in STUDY.implicit_rewards.values() if i.dataset == dataset]
+    trained = [d for d in STUDY.dpo.values() if d.dataset == dataset]
+    cuts = {ratio for i in users for ratio in i.ratios}
+    cuts |= {
+        int(100 * parse_truncation(t).ratio)
+        for d in trained
+        for t in d.truncations
+        if parse_truncation(t).ratio
+    }
+    recipes = [STUDY.dpo_recipes[d.recipe] for d in trained]
+    return {
+        "cuts": sorted(cuts),
+        "max_length": max([i.max_length for i in users] + [r.max_length for r in recipes]),
+        "compute": recipes[0].compute if recipes else "auto",
+        "bos": STUDY.models[model].bos,
+        "split": None if part == "all" else part,
+    }
+
+
+def implicit_policies(name):
+    """Files of log-probabilities of an implicit reward's policy: one a seed of a DPO experiment, or a base model's."""
+    spec = STUDY.implicit_rewards[name]
+    if spec.policy not in STUDY.dpo:
+        return [results(f"logprobs/base/{spec.policy}/{spec.dataset}.parquet")]
+    seeds = STUDY.dpo[spec.policy].seeds_of("full")
+    return [results(f"logprobs/dpo/{spec.policy}/full/seed{s}/{spec.dataset}.parquet") for s in seeds]
+
+
+def implicit_reference(name):
+    """The reference's file of log-probabilities."""
+    spec = STUDY.implicit_rewards[name]
+    model = spec.reference or STUDY.dpo[spec.policy].model
+    return results(f"logprobs/base/{model}/{spec.dataset}.parquet")
+
+
+def policy_part(policy, dataset):
+    """Which pairs of a data set a DPO policy is read on."""
+    parts = [i.part for i in STUDY.implicit_rewards.values() if i.policy == policy and i.dataset == dataset]
+    return "all" if "all" in parts else "test"
+
+
+def implicit_label(name):
+    """What a figure calls an implicit reward."""
+    spec = STUDY.implicit_rewards[name]
+    return spec.label or STUDY.datasets[spec.dataset].label

@@ -90,6 +90,44 @@ rule check_planted:
         "../scripts/run_check.py"
 
 
+rule draw_implicit_rewards:
+    """Figure 2 or 5, from its tables alone."""
+    input:
+        tables=lambda w: [results(f"signal/{i}.csv") for i in getattr(STUDY.figures, w.figure)],
+        code=code("paper.implicit_figure"),
+    output:
+        csv=results("figures/{figure}.csv"),
+        png=report(
+            results("figures/{figure}.png"),
+            caption="../report/implicit.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
+        pdf=results("figures/{figure}.pdf"),
+    log:
+        log_of("draw_implicit_rewards/{figure}"),
+    wildcard_constraints:
+        figure="figure2|figure5",
+    conda:
+        "../../envs/core.yaml"
+    params:
+        labels=lambda w: [implicit_label(i) for i in getattr(STUDY.figures, w.figure)],
+    script:
+        "../scripts/draw_implicit_rewards.py"
+
+
+rule figure2:
+    """Accuracy of DPO implicit rewards by the part of a response that is read."""
+    input:
+        multiext(results("figures/figure2"), ".csv", ".png", ".pdf"),
+
+
+rule figure5:
+    """The same on responses that people wrote."""
+    input:
+        multiext(results("figures/figure5"), ".csv", ".png", ".pdf"),
+
+
 rule table1:
     """RewardBench accuracy of reward models on three data sets."""
     input:

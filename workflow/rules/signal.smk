@@ -1,7 +1,9 @@
-# Where the signal sits, before any model is trained: the probe.
+# Where the signal sits: the probe (before any model is trained), and implicit rewards at every cut.
 #
-# Needs: data/{dataset}/pairs.parquet.
+# Needs: data/{dataset}/pairs.parquet, data/{dataset}/tokens/{model}.parquet, models/base/, models/dpo/.
 # Makes: probe/{probe}.csv, .json (its verdict), .png, .pdf
+#        logprobs/base/{model}/{dataset}.parquet, logprobs/dpo/{experiment}/{truncation}/seed{seed}/{dataset}.parquet
+#        signal/{implicit}.csv
 
 
 rule run_probe:
@@ -56,3 +58,70 @@ rule probe:
     """All probes of this run."""
     input:
         [results(f"probe/{name}.{suffix}") for name in STUDY.probe for suffix in ("csv", "png", "pdf")],
+
+
+rule score_base_logprobs:
+    """Log-probability of every response token under a base model, and of ending the turn at every cut: one pass."""
+    input:
+        model=results("models/base/{model}"),
+        tokens=results("data/{dataset}/tokens/{model}.parquet"),
+        code=code("signal.logprob_files"),
+    output:
+        logprobs=results("logprobs/base/{model}/{dataset}.parquet"),
+    log:
+        log_of("score_base_logprobs/{model}/{dataset}"),
+    benchmark:
+        benchmark_of("score_base_logprobs/{model}/{dataset}")
+    conda:
+        "../../envs/core.yaml"
+    resources:
+        mem_mb=resources_for(48000),
+        runtime=resources_for(720),
+    params:
+        scoring=lambda w: logprob_params(w.dataset, w.model, "all"),
+    script:
+        "../scripts/score_logprobs.py"
+
+
+rule score_dpo_logprobs:
+    """The same under a DPO policy."""
+    input:
+        model=results("models/dpo/{experiment}/{truncation}/seed{seed}"),
+        tokens=lambda w: results(f"data/{w.dataset}/tokens/{STUDY.dpo[w.experiment].model}.parquet"),
+        code=code("signal.logprob_files"),
+    output:
+        logprobs=results("logprobs/dpo/{experiment}/{truncation}/seed{seed}/{dataset}.parquet"),
+    log:
+        log_of("score_dpo_logprobs/{experiment}/{truncation}/seed{seed}/{dataset}"),
+    benchmark:
+        benchmark_of("score_dpo_logprobs/{experiment}/{truncation}/seed{seed}/{dataset}")
+    conda:
+        "../../envs/core.yaml"
+    resources:
+        mem_mb=resources_for(48000),
+        runtime=resources_for(720),
+    params:
+        scoring=lambda w: logprob_params(
+            w.dataset, STUDY.dpo[w.experiment].model, policy_part(w.experiment, w.dataset)
+        ),
+    script:
+        "../scripts/score_logprobs.py"
+
+
+rule gather_implicit_rewards:
+    """Accuracy of implicit rewards at every cut: arithmetic on log-probabilities."""
+    input:
+        policies=lambda w: implicit_policies(w.implicit),
+        reference=lambda w: implicit_reference(w.implicit),
+        code=code("signal.curves"),
+    output:
+        csv=results("signal/{implicit}.csv"),
+    log:
+        log_of("gather_implicit_rewards/{implicit}"),
+    conda:
+        "../../envs/core.yaml"
+    params:
+        implicit=lambda w: plain(STUDY.implicit_rewards[w.implicit]),
+        statistics=plain(STUDY.statistics),
+    script:
+        "../scripts/gather_implicit_rewards.py"

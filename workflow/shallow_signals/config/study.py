@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from shallow_signals.config.base import Closed
-from shallow_signals.config.recipes import RewardRecipe
+from shallow_signals.config.recipes import DPORecipe, RewardRecipe
 from shallow_signals.config.sources import Dataset, Model
 from shallow_signals.config.truncation import parse
 
@@ -42,8 +43,8 @@ class Benchmark(Closed):
     rows: int | None = Field(default=None, ge=1)  # a fixed sample, stratified by subset
 
 
-class RewardExperiment(Closed):
-    """Reward models of one data set and base model at several truncations and seeds."""
+class Experiment(Closed):
+    """Models of one data set and base model at several truncations and seeds."""
 
     label: str | None = None  # as tables print it; null: the data set's label
     dataset: Name
@@ -52,12 +53,35 @@ class RewardExperiment(Closed):
     truncations: list[TruncationName] = Field(min_length=1)
     seeds: Seeds = [42]
     extra_seeds: dict[TruncationName, Seeds] = {}  # seeds beyond `seeds`, for some truncations only
-    benchmarks: list[Name] = []
-    heldout: bool = True  # also scored on the data set's own held-out pairs
 
     def seeds_of(self, truncation: str) -> list[int]:
         """All seeds of one truncation, in order, without repeats."""
         return list(dict.fromkeys([*self.seeds, *self.extra_seeds.get(truncation, [])]))
+
+
+class RewardExperiment(Experiment):
+    """Bradley-Terry reward models."""
+
+    benchmarks: list[Name] = []
+    heldout: bool = True  # also scored on the data set's own held-out pairs
+
+
+class DPOExperiment(Experiment):
+    """DPO policies; the base model is each one's reference."""
+
+
+class ImplicitReward(Closed):
+    """Implicit rewards of a policy on one data set, at every cut (Figures 2 and 5)."""
+
+    label: str | None = None  # null: the data set's label
+    dataset: Name
+    part: Literal["test", "all"] = "test"
+    policy: Name  # a DPO experiment (its models trained on full responses, all seeds) or a base model
+    reference: Name | None = None  # a base model; null: the one that the DPO experiment started from
+    beta: float = Field(default=0.1, gt=0)
+    ratios: list[Percent] = [5, 10, 15, 20, 25, 30, 33, 40, 50, 60, 70, 80, 90, 100]
+    lengths: list[Annotated[int, Field(ge=1)]] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    max_length: int = Field(default=8192, ge=8)
 
 
 class Probe(Closed):
@@ -79,6 +103,13 @@ class Tables(Closed):
     table2: list[Name] = []
     table4: list[Name] = []
     controls: list[Name] = []
+
+
+class Figures(Closed):
+    """Which implicit rewards each figure shows; an empty list leaves the figure out of the run."""
+
+    figure2: list[Name] = []
+    figure5: list[Name] = []
 
 
 class Study(Closed):
@@ -110,33 +141,58 @@ class Study(Closed):
     benchmarks: dict[Name, Benchmark] = {}
     reward_recipes: dict[Name, RewardRecipe] = {}
     reward_models: dict[Name, RewardExperiment] = {}
+    dpo_recipes: dict[Name, DPORecipe] = {}
+    dpo: dict[Name, DPOExperiment] = {}
+    implicit_rewards: dict[Name, ImplicitReward] = {}
     probes: dict[Name, Probe] = {}
     tables: Tables = Tables()
+    figures: Figures = Figures()
     probe: list[Name] = []  # the probes of this run
     checks: list[Literal["planted", "shuffled"]] = []  # instruments held against a known truth
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        def known(where: str, name: str, among: dict[str, object]) -> None:
-            if name not in among:
-                raise ValueError(f"{where}: '{name}' is not defined; allowed: {', '.join(sorted(among)) or 'none'}")
-
         for key, benchmark in self.benchmarks.items():
-            known(f"benchmarks.{key}.dataset", benchmark.dataset, dict(self.datasets))
-        for key, experiment in self.reward_models.items():
-            known(f"reward_models.{key}.dataset", experiment.dataset, dict(self.datasets))
-            known(f"reward_models.{key}.model", experiment.model, dict(self.models))
-            known(f"reward_models.{key}.recipe", experiment.recipe, dict(self.reward_recipes))
-            for name in experiment.benchmarks:
-                known(f"reward_models.{key}.benchmarks", name, dict(self.benchmarks))
-            for name in experiment.truncations:
-                if parse(name).kind == "topshare":
-                    raise ValueError(f"reward_models.{key}.truncations: '{name}' is for scoring only")
+            _known(f"benchmarks.{key}.dataset", benchmark.dataset, self.datasets)
+        for key, reward_model in self.reward_models.items():
+            self._experiment(f"reward_models.{key}", reward_model, self.reward_recipes)
+            for name in reward_model.benchmarks:
+                _known(f"reward_models.{key}.benchmarks", name, self.benchmarks)
+        for key, dpo in self.dpo.items():
+            self._experiment(f"dpo.{key}", dpo, self.dpo_recipes)
+        for key, implicit in self.implicit_rewards.items():
+            self._implicit(f"implicit_rewards.{key}", implicit)
         for key, probe in self.probes.items():
-            known(f"probes.{key}.dataset", probe.dataset, dict(self.datasets))
+            _known(f"probes.{key}.dataset", probe.dataset, self.datasets)
         for table, names in self.tables.model_dump().items():
             for name in names:
-                known(f"tables.{table}", name, dict(self.reward_models))
+                _known(f"tables.{table}", name, self.reward_models)
+        for figure, names in self.figures.model_dump().items():
+            for name in names:
+                _known(f"figures.{figure}", name, self.implicit_rewards)
         for name in self.probe:
-            known("probe", name, dict(self.probes))
+            _known("probe", name, self.probes)
         return self
+
+    def _experiment(self, where: str, experiment: Experiment, recipes: Collection[str]) -> None:
+        _known(f"{where}.dataset", experiment.dataset, self.datasets)
+        _known(f"{where}.model", experiment.model, self.models)
+        _known(f"{where}.recipe", experiment.recipe, recipes)
+        for name in experiment.truncations:
+            if parse(name).kind == "topshare":
+                raise ValueError(f"{where}.truncations: '{name}' is for scoring only")
+
+    def _implicit(self, where: str, implicit: ImplicitReward) -> None:
+        _known(f"{where}.dataset", implicit.dataset, self.datasets)
+        _known(f"{where}.policy", implicit.policy, [*self.dpo, *self.models])
+        if implicit.reference is not None:
+            _known(f"{where}.reference", implicit.reference, self.models)
+        elif implicit.policy not in self.dpo:
+            raise ValueError(f"{where}.reference: required where the policy '{implicit.policy}' is a base model")
+        if implicit.policy in self.dpo and "full" not in self.dpo[implicit.policy].truncations:
+            raise ValueError(f"{where}.policy: '{implicit.policy}' trains no model on full responses")
+
+
+def _known(where: str, name: str, among: Collection[str]) -> None:
+    if name not in among:
+        raise ValueError(f"{where}: '{name}' is not defined; allowed: {', '.join(sorted(among)) or 'none'}")

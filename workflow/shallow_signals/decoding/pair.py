@@ -19,6 +19,11 @@ class Side:
     model: nn.Module
     switched_off: Sequence[Any] = ()  # the adapter layers to switch off while this side computes
 
+    @property
+    def base(self) -> Any:
+        """The model inside any adapter."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # type: ignore[operator]
+
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
         """The model, computing as this side does."""

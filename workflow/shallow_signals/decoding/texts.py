@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +15,9 @@ from shallow_signals.decoding import streams
 from shallow_signals.decoding.kl import argmax_rank, exact_kl, log_probs, monte_carlo_kl
 from shallow_signals.decoding.pair import ModelPair, Side, pair_models
 from shallow_signals.files import InputError
+from shallow_signals.models.logprobs import length_groups
 from shallow_signals.models.tree import Segment, batch_rows, refuse_unsupported, row_length
-from shallow_signals.signal.logprobs import backbone, length_groups
+from shallow_signals.models.vocabulary import backbone
 
 Text = tuple[Sequence[int], Sequence[Sequence[int]]]  # a prompt and its responses, as token ids
 _PIECE = 1 << 24  # logits of one model that stand in memory at once
@@ -49,8 +49,7 @@ def text_kl(
     """
     pair = pair_models(policy, reference)
     for side in (pair.policy, pair.reference):
-        base: Any = side.model
-        refuse_unsupported(base.get_base_model() if hasattr(base, "get_base_model") else base)
+        refuse_unsupported(side.base)
     for i, (prompt, _) in enumerate(texts):
         if not len(prompt):
             raise InputError(f"text {i}: its prompt is empty; put at least the generation prompt")
@@ -122,9 +121,8 @@ def _hidden(side: Side, inputs: dict[str, Tensor], where: Tensor) -> Tensor:
 
 def _head(side: Side, hidden: Tensor) -> Tensor:
     """Log-probabilities over the vocabulary, float32 [places, vocabulary]."""
-    with side.active() as model:
-        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        logits: Tensor = base.get_output_embeddings()(hidden).float()
-    if cap := getattr(base.config.get_text_config(), "final_logit_softcapping", None):
+    with side.active():
+        logits: Tensor = side.base.get_output_embeddings()(hidden).float()
+    if cap := getattr(side.base.config.get_text_config(), "final_logit_softcapping", None):
         logits = cap * torch.tanh(logits / cap)
     return log_probs(logits)

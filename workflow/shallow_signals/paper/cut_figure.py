@@ -45,7 +45,9 @@ def draw_reward_by_cut(table: Path, outputs: Sequence[Path]) -> None:
         handles = {
             text: line for panel in panels for line, text in zip(*panel.get_legend_handles_labels(), strict=True)
         }
-        made.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=min(6, len(handles)))
+        made.legend(
+            handles.values(), handles.keys(), loc="outside upper center", ncols=min(5, len(handles)), title="trained on"
+        )
         save(made, outputs)
 
 
@@ -65,7 +67,7 @@ def _panel(axes: Axes, part: pd.DataFrame) -> None:
             alpha=min(1.0, strength),
             linestyle=style,
             linewidth=1.0,
-            label=f"trained on {label_of(str(truncation))}",
+            label=label_of(str(truncation)),
         )
         if cut.kind == "full":
             axes.fill_between(rows["kept_percent"], rows["low"], rows["high"], color=colour, alpha=0.12, linewidth=0)

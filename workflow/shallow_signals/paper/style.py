@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
 from shallow_signals.files import InputError, replacing
 
@@ -72,7 +72,7 @@ def save(made: Figure, paths: Sequence[Path]) -> None:
 
 def percent_axis(axes: Axes) -> None:
     """Label a vertical axis of shares (0 to 1) in percent, with as many decimals as its ticks need."""
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=""))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}"))
 
 
 def band(

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -119,6 +120,8 @@ def score_logprobs(
     found = read_groups(groups, len(rows))
     write_parquet(out, found.replace_schema_metadata({"logprobs": json.dumps(settings)}))
     shutil.rmtree(groups)
+    with suppress(OSError):  # another run may be under way in it
+        state.rmdir()
     return {
         "pairs": len(rows),
         "tokens": bar.total,

@@ -1,0 +1,11 @@
+"""Draw the accuracy of implicit rewards by cut from their tables."""
+
+from job import job
+
+with job(snakemake):
+    from pathlib import Path
+
+    from shallow_signals.paper.implicit_figure import draw_implicit_rewards, gather
+
+    gather(dict(zip(snakemake.params.labels, snakemake.input.tables, strict=True)), Path(snakemake.output.csv))
+    draw_implicit_rewards(Path(snakemake.output.csv), [Path(snakemake.output.png), Path(snakemake.output.pdf)])

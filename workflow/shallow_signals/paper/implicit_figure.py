@@ -1,0 +1,94 @@
+"""Figures 2 and 5: accuracy of implicit rewards against the share, and against the number, of tokens that are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from shallow_signals.files import InputError, write_text
+from shallow_signals.paper.style import (
+    GREY,
+    PAGE,
+    PALETTE,
+    SIDE_COLOURS,
+    SIDE_MARKERS,
+    band,
+    figure,
+    percent_axis,
+    save,
+)
+
+_BESIDE = {
+    "tail": (SIDE_COLOURS["tail"], SIDE_MARKERS["tail"], "last part"),
+    "window": (SIDE_COLOURS["window"], SIDE_MARKERS["window"], "random window"),
+    "min_length": (PALETTE[3], "v", "first part, both as long as the shorter"),
+}
+_NEEDED = {"label", "axis", "curve", "x", "accuracy", "low", "high", "n", "clusters", "seeds", "ties"}
+
+
+def gather(tables: Mapping[str, str], output: Path) -> None:
+    """Write one table of what a figure shows: the tables of `signal.curves`, each under its label."""
+    frames = [pd.read_csv(path).assign(label=label) for label, path in tables.items()]
+    frame = pd.concat(frames)
+    write_text(output, frame[["label", *frame.columns.drop("label")]].to_csv(index=False))
+
+
+def draw_implicit_rewards(table: Path, outputs: Sequence[Path]) -> None:
+    """Draw the table that `gather` wrote: a row of panels per data set, by share (left) and by tokens (right).
+
+    Raises `InputError` for a table that lacks a column.
+    """
+    frame = pd.read_csv(table)
+    if missing := _NEEDED - set(frame.columns):
+        raise InputError(f"{table}: no column {', '.join(sorted(missing))}; gather it again")
+    labels = list(dict.fromkeys(frame["label"]))
+    with figure(len(labels), 2, width=PAGE, height=2.5 * len(labels) + 0.6) as (made, axes):
+        for (left, right), label in zip(axes, labels, strict=True):
+            part = frame[frame["label"] == label]
+            _by_share(left, part[part["axis"] == "ratio"])
+            _by_tokens(right, part[part["axis"] == "length"])
+            first = part.iloc[0]
+            runs = f", {first['seeds']} seeds" if first["seeds"] > 1 else ""
+            left.set_title(f"{label}: {first['n']:,} pairs, {first['clusters']:,} clusters{runs}", loc="left")
+            left.set_ylabel("accuracy (%)")
+            low, high = min(a.get_ylim()[0] for a in (left, right)), max(a.get_ylim()[1] for a in (left, right))
+            for panel in (left, right):
+                panel.set_ylim(low, high)
+        axes[-1][0].set_xlabel("share of each response's tokens read (%)")
+        axes[-1][1].set_xlabel("tokens of each response read")
+        handles, names = axes[0][0].get_legend_handles_labels()
+        made.legend(handles, names, loc="outside upper center", ncols=3)
+        save(made, outputs)
+
+
+def _by_share(axes: Axes, part: pd.DataFrame) -> None:
+    head = _curve(part, "head")
+    band(axes, head["x"].tolist(), _interval(head), colour=SIDE_COLOURS["head"], label="first part")
+    closed = _curve(part, "head_closed")
+    axes.plot(closed["x"], closed["accuracy"], color=SIDE_COLOURS["head"], linewidth=0.7, label="with end of turn")
+    for curve, (colour, marker, label) in _BESIDE.items():
+        rows = _curve(part, curve)
+        axes.plot(rows["x"], rows["accuracy"], color=colour, marker=marker, linewidth=1.0, label=label)
+    longer = _curve(part, "longer")["accuracy"].iloc[0]
+    axes.axhline(longer, color=GREY, linewidth=1.0, linestyle=":", label="the longer one wins")
+    axes.set_xlim(0, 102)
+    percent_axis(axes)
+
+
+def _by_tokens(axes: Axes, part: pd.DataFrame) -> None:
+    head = _curve(part, "head")
+    band(axes, head["x"].tolist(), _interval(head), colour=SIDE_COLOURS["head"], label="first part")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    percent_axis(axes)
+
+
+def _curve(part: pd.DataFrame, name: str) -> pd.DataFrame:
+    return part[part["curve"] == name].sort_values("x")
+
+
+def _interval(rows: pd.DataFrame) -> tuple[list[float], list[float], list[float]]:
+    return rows["accuracy"].tolist(), rows["low"].tolist(), rows["high"].tolist()
