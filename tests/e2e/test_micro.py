@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
+from shallow_signals.models.logprob_files import read_logprobs
 from workflow_copy import Workflow, copy_workflow
 
 CONFIG = ("--configfile", "micro.yaml", "--quiet", "rules", "--", "all")
@@ -25,7 +26,7 @@ def test_every_table_and_figure_is_there(finished: Workflow) -> None:
         assert len(cells)
         assert cells["n"].notna().all()
         assert "\\toprule" in (results / f"tables/{table}.tex").read_text()
-    for picture in ("figures/reward_by_cut", "probe/one"):
+    for picture in ("figures/reward_by_cut", "figures/figure2", "figures/figure5", "probe/one"):
         assert (results / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
         assert (results / f"{picture}.pdf").read_bytes().startswith(b"%PDF")
     assert (results / "config.yaml").is_file()
@@ -50,6 +51,29 @@ def test_checkpoints_are_safe_and_told(finished: Workflow) -> None:
     assert record["pairs"] == 64
     assert record["first_loss"] > 0
     assert record["inputs"].keys() == {"shards", "base"}
+
+
+def test_implicit_rewards_are_the_trained_policys(finished: Workflow) -> None:
+    """Recounted from the log-probabilities alone: beta cancels in an accuracy."""
+    results = finished.folder / "results/micro"
+    policy = read_logprobs(results / "logprobs/dpo/one/full/seed1/one.parquet")
+    base = read_logprobs(results / "logprobs/base/tiny/one.parquet")
+    assert len(policy) == 40
+    assert len(base) == 104
+    right = 0.0
+    for key, (chosen, rejected) in policy.items():
+        margin = (chosen.tokens - base[key][0].tokens).sum() - (rejected.tokens - base[key][1].tokens).sum()
+        right += 1 if margin > 0 else 0
+    curve = pd.read_csv(results / "signal/one.csv")
+    head = curve[(curve["axis"] == "ratio") & (curve["curve"] == "head") & (curve["x"] == 100)]
+    assert head["accuracy"].iloc[0] == right / 40
+
+
+def test_dpo_starts_at_ln_2(finished: Workflow) -> None:
+    for truncation in ("full", "head50", "tail50"):
+        folder = finished.folder / f"results/micro/models/dpo/one/{truncation}/seed1"
+        record = json.loads((folder / "training.json").read_text())
+        assert abs(record["first_loss"] - 0.693147) < 1e-3
 
 
 def test_killed_run_ends_in_the_same_tables(finished: Workflow, tmp_path: Path) -> None:

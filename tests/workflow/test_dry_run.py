@@ -12,7 +12,8 @@ def test_paper_plan_names_every_table(workflow: Workflow) -> None:
     # 4 data sets x 9 truncations, 4 aspects x 7 truncations
     assert planned["train_reward_model"] == 4 * 9 + 4 * 7
     assert planned["make_table"] == 3
-    assert planned["provide_model"] == 1
+    assert planned["provide_model"] == 3  # Gemma, and the policy and reference of Figures 2 and 5
+    assert planned["draw_implicit_rewards"] == 2
 
 
 @pytest.mark.parametrize("profile", ["demo", "small"])
@@ -22,7 +23,7 @@ def test_profile_plans(workflow: Workflow, profile: str) -> None:
     assert planned["run_probe"] >= 1
 
 
-@pytest.mark.parametrize("target", ["table1", "table2", "table4", "tables", "probe"])
+@pytest.mark.parametrize("target", ["table1", "table2", "table4", "tables", "probe", "figure2", "figure5"])
 def test_named_targets(workflow: Workflow, target: str) -> None:
     assert workflow.planned("--configfile", "micro.yaml", "--", target)
 
