@@ -8,10 +8,7 @@ import torch
 from scipy.stats import kstest
 from transformers import PreTrainedModel
 
-from shallow_signals.decoding import (
-    mixing,
-    sampling_logps,
-)
+from shallow_signals.decoding import mixing, sampling_logps
 from shallow_signals.decoding.streams import draw_tokens, exponentials, philox, seeds, splitmix, stream_key, uniforms
 from two_models import next_logps, some_prompts, two_models
 
