@@ -22,6 +22,7 @@ from shallow_signals.files import InputError
 from shallow_signals.models.load import load_causal_lm, load_tokenizer
 from shallow_signals.models.templates import read_template
 from shallow_signals.models.tree import TreeBatch
+from shallow_signals.signal.logprob_files import score_logprobs
 from shallow_signals.training import pairs as layout
 from shallow_signals.training.dpo import train_dpo
 from shallow_signals.training.pairs import PairIds, batch_pairs, read_pairs, response_targets
@@ -180,7 +181,7 @@ def test_training_learns_and_writes_an_ordinary_checkpoint(lora: Lora | None, tm
 
 
 def test_weights_kept_in_bfloat16(tmp_path: Path) -> None:
-    """The first loss is ln 2 within what bfloat16 allows."""
+    """The first loss is ln 2 within what bfloat16 allows; with references of a model far away it is not."""
     base = checkpoints.chatml(tmp_path / "base")
     tokens = dpo.tokens_file(base, dpo.conversations(32), tmp_path)
     shards = dpo.cut_shards(base, tokens, "head50", tmp_path / "shards")
@@ -189,6 +190,12 @@ def test_weights_kept_in_bfloat16(tmp_path: Path) -> None:
     assert (facts["weights"], facts["compute"]) == ("bfloat16", "bfloat16")
     assert facts["first_loss"] == pytest.approx(math.log(2), abs=0.05)
     assert 0.9 < facts["updates_lost_to_rounding"] <= 1.0
+    dpo.other_model(base, spread=0.2).save_pretrained(tmp_path / "other")
+    load_tokenizer(base).save_pretrained(tmp_path / "other")
+    arrays = tmp_path / "other.parquet"
+    score_logprobs(tmp_path / "other", tokens, arrays, tmp_path / "scoring", cuts=[50], max_length=256)
+    with pytest.raises(InputError, match="miss ln 2"):
+        train_dpo(shards, base, arrays, settings, 0, tmp_path / "out", tmp_path / "second")
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
