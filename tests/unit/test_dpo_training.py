@@ -160,7 +160,7 @@ def test_training_learns_and_writes_an_ordinary_checkpoint(lora: Lora | None, tm
     assert (facts["references_read"], facts["references_scored"], facts["beta"]) == (0, 70, settings.beta)
     assert facts["first_loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert facts["last_loss"] < 0.3
-    assert [path.name for path in (tmp_path / "state").iterdir()] == ["finished.json"]
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["finished.json", "model"]
     files = {"model.safetensors", "config.json", "generation_config.json", "chat_template.jinja"}
     files |= {"tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files | ({"adapter"} if lora else set())

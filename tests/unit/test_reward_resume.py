@@ -114,7 +114,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     assert checkpoint == (resumed_from and tmp_path / "killed" / "state" / f"checkpoint-{resumed_from}")
     assert (seconds > 0) == (checkpoint is not None)
     assert equal(train(folder, settings, str(tmp_path / "killed")), whole)
-    assert [path.name for path in (tmp_path / "killed" / "state").iterdir()] == ["finished.json"]
+    assert sorted(path.name for path in (tmp_path / "killed" / "state").iterdir()) == ["finished.json", "model"]
 
 
 def test_a_resumed_run_that_forgets_something_ends_elsewhere(
@@ -204,3 +204,20 @@ def test_a_disk_that_fills_up_while_training(folder: Path, tmp_path: Path, monke
     assert not Path(name, "out").exists()
     assert newest_complete(Path(name, "state"))[0] == Path(name, "state", "checkpoint-3")
     assert equal(train(folder, FULL, name), train(folder, FULL, str(tmp_path / "whole")))
+
+
+def test_a_finished_model_comes_back_when_its_folder_is_removed(tmp_path: Path) -> None:
+    """What Snakemake does to a job's outputs when another of them failed; the states of older recipes go."""
+    out = tmp_path / "seed1"
+    state, older = tmp_path / ".seed1.state-b", tmp_path / ".seed1.state-a"
+    for folder in (out / "adapter", state / "checkpoint-4", older):
+        folder.mkdir(parents=True)
+    (out / "config.json").write_text("{}")
+    (out / "adapter" / "weights").write_text("w")
+    resume.finish(state, out, {"steps": 4})
+    assert not older.exists()
+    assert not (state / "checkpoint-4").exists()
+    shutil.rmtree(out)
+    assert resume.finished(state, out) == {"steps": 4}
+    assert (out / "adapter" / "weights").read_text() == "w"
+    assert resume.finished(older, out) is None

@@ -20,6 +20,7 @@ from shallow_signals.provenance import content_hash
 
 COMPLETE = "complete.json"
 FINISHED = "finished.json"
+MODEL = "model"
 
 
 def state_folder(out: Path, params: Mapping[str, Any], inputs: Mapping[str, Path]) -> Path:
@@ -70,20 +71,45 @@ def newest_complete(state: Path) -> tuple[Path | None, float]:
 
 
 def finished(state: Path, out: Path) -> dict[str, Any] | None:
-    """The facts of a run that has already written the whole of `out`; None where there is still something to do."""
+    """The facts of a run that has come to its end; None where there is still something to do.
+
+    `out` is put back from the state where it is gone: when one of several models of a job fails, the workflow engine
+    removes the outputs of the others, too.
+    """
     try:
         facts: dict[str, Any] = json.loads((state / FINISHED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return facts if (out / "config.json").is_file() else None
+    if not (out / "config.json").is_file():
+        with whole_folder(out) as folder:
+            _link_files(state / MODEL, folder)
+    return facts
 
 
-def finish(state: Path, facts: Mapping[str, Any]) -> None:
-    """Leave the facts and drop the folders beside them (saved states), which the finished checkpoint makes useless."""
-    write_json(state / FINISHED, dict(facts))
+def finish(state: Path, out: Path, facts: Mapping[str, Any]) -> None:
+    """Keep the files of `out` (linked, so they take no room) and the facts; drop what they make useless.
+
+    That is every saved state of this run, and the states of runs with other parameters that wrote the same output.
+    """
     for folder in state.iterdir():
         if folder.is_dir():
             shutil.rmtree(folder, ignore_errors=True)
+    _link_files(out, state / MODEL)
+    write_json(state / FINISHED, dict(facts))
+    for other in state.parent.glob(f"{state.name.rpartition('-')[0]}-*"):
+        if other != state:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _link_files(source: Path, target: Path) -> None:
+    """The files of `source` in `target`: hard links, or copies where the file system has none."""
+    for file in (path for path in source.rglob("*") if path.is_file()):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            place.hardlink_to(file)
+        except OSError:
+            shutil.copy2(file, place)
 
 
 @contextmanager

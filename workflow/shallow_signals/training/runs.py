@@ -139,7 +139,7 @@ def complete_run(trainer: Any, run: Run, out: Path, **facts: Any) -> dict[str, A
     with naming_full_disk(out.parent):
         if trainer.is_world_process_zero():
             save_model(trainer, run.tokenizer, out)
-            finish(run.state, found)
+            finish(run.state, out, found)
     trainer.accelerator.wait_for_everyone()
     return found
 
