@@ -27,7 +27,7 @@ def log_probs(logits: Tensor) -> Tensor:
 
 def exact_kl(logps: Tensor, reference_logps: Tensor) -> Tensor:
     """KL(p || reference) = sum_y p(y) (log p(y) - log reference(y)) in nats, [rows], from two [rows, vocabulary]."""
-    return (logps.exp() * (logps - reference_logps)).sum(-1).clamp_(min=0.0)
+    return (logps - reference_logps).mul_(logps.exp()).sum(-1).clamp_(min=0.0)
 
 
 def monte_carlo_kl(logps: Tensor, reference_logps: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ def argmax_rank(logps: Tensor, reference_logps: Tensor) -> Tensor:
     1, 2-3 and more are the "unshifted", "marginal" and "shifted" tokens of Lin et al. 2023 (arXiv 2312.01552).
     """
     best = logps.argmax(-1, keepdim=True)
-    return (reference_logps > reference_logps.gather(1, best)).sum(-1) + 1
+    return (reference_logps - reference_logps.gather(1, best)).gt_(0).sum(-1).long() + 1
 
 
 def sequence_kl(generation: Generation) -> tuple[float, float]:

@@ -187,9 +187,9 @@ def tilt(policy_logps: Tensor, reference_logps: Tensor, a: Tensor) -> Tensor:
     Where a is 0 or 1 the result is the one model's log-probabilities, bit for bit.
     """
     a = a.to(policy_logps.dtype)[:, None]
-    mixed = a * policy_logps + (1 - a) * reference_logps
+    mixed = torch.lerp(reference_logps, policy_logps, a)
     total = mixed.logsumexp(-1, keepdim=True)
-    return mixed - torch.where((a == 0) | (a == 1), 0.0, total)
+    return mixed.sub_(torch.where((a == 0) | (a == 1), 0.0, total))
 
 
 def sampling_logps(

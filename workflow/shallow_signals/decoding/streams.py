@@ -93,4 +93,4 @@ def draw_tokens(logps: Tensor, race: Tensor) -> Tensor:
     race with the same exponentials part in at most twice their total variation distance, near the best any coupling
     does; with one number and a cumulative sum they part several times as often, and rounding alone can part them.
     """
-    return (logps.exp() / race).argmax(-1)
+    return logps.exp().div_(race).argmax(-1)
