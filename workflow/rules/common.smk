@@ -52,9 +52,13 @@ def benchmark_of(path):
     return f"results/{STUDY.run}/benchmarks/{path}.tsv"
 
 
-def code(*modules):
-    """The library files that a step can reach: its inputs, so that an edit runs it again and nothing else."""
-    return [os.path.relpath(path) for path in code_of(*modules)]
+def code(*modules, script):
+    """A step's script and the library files that it can reach: its inputs, compared by content.
+
+    An edit runs exactly the steps that use the file again; touching it, or a fresh clone, runs nothing.
+    """
+    own = os.path.join(workflow.basedir, "workflow", "scripts", f"{script}.py")
+    return [os.path.relpath(path) for path in (own, *code_of(*modules))]
 
 
 def plain(model):

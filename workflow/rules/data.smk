@@ -8,6 +8,8 @@
 
 rule write_config:
     """The merged, validated configuration, beside the results."""
+    input:
+        code=code("files", script="write_config"),
     output:
         results("config.yaml"),
     log:
@@ -24,7 +26,7 @@ rule ingest_dataset:
     """A source's rows as pairs; what can't be one goes to the quarantine with its reason."""
     input:
         source=source_file,
-        code=code("data.ingest"),
+        code=code("data.ingest", script="ingest_dataset"),
     output:
         pairs=results("data/{dataset}/pairs.parquet"),
         quarantine=results("data/{dataset}/quarantine.parquet"),
@@ -51,7 +53,7 @@ rule tokenize_pairs:
     input:
         pairs=results("data/{dataset}/pairs.parquet"),
         model=results("models/base/{model}"),
-        code=code("models.tokens"),
+        code=code("models.tokens", script="tokenize_pairs"),
     output:
         tokens=results("data/{dataset}/tokens/{model}.parquet"),
         manifest=results("data/{dataset}/tokens/{model}.json"),
@@ -76,7 +78,7 @@ rule write_shards:
         tokens=results("data/{dataset}/tokens/{model}.parquet"),
         pairs=results("data/{dataset}/pairs.parquet"),
         model=results("models/base/{model}"),
-        code=code("data.shards"),
+        code=code("data.shards", script="write_shards"),
     output:
         shards=directory(results("data/{dataset}/shards/{model}/{truncation}")),
     log:

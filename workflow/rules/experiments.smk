@@ -183,3 +183,8 @@ def implicit_label(name):
     """What a figure calls an implicit reward."""
     spec = STUDY.implicit_rewards[name]
     return spec.label or STUDY.datasets[spec.dataset].label
+
+
+def model_module(name):
+    """The library module that provides a base model: a tiny one is trained, any other is brought here."""
+    return "models.tiny" if STUDY.models[name].source.kind == "tiny" else "models.sources"

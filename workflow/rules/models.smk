@@ -7,9 +7,7 @@
 rule provide_model:
     """A base model as an ordinary checkpoint that every later step reads."""
     input:
-        code=lambda w: code(
-            "models.tiny" if STUDY.models[w.model].source.kind == "tiny" else "models.sources"
-        ),
+        code=lambda w: code(model_module(w.model), script="provide_model"),
     output:
         folder=directory(results("models/base/{model}")),
     log:

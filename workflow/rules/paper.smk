@@ -8,7 +8,7 @@ rule make_table:
     """One table as CSV, Markdown and LaTeX."""
     input:
         scores=lambda w: scores_of(getattr(STUDY.tables, w.table)),
-        code=code("paper.build", "paper.render"),
+        code=code("paper.build", "paper.render", script="make_table"),
     output:
         csv=report(
             results("tables/{table}.csv"),
@@ -35,7 +35,7 @@ rule gather_reward_by_cut:
     """Accuracy of every reward model at every cut of the held-out responses."""
     input:
         scores=scores_of(reward_experiments()),
-        code=code("evaluation.curves"),
+        code=code("evaluation.curves", script="gather_reward_by_cut"),
     output:
         csv=results("figures/reward_by_cut.csv"),
     log:
@@ -53,7 +53,7 @@ rule draw_reward_by_cut:
     """Accuracy by cut, from its table alone."""
     input:
         csv=results("figures/reward_by_cut.csv"),
-        code=code("paper.cut_figure"),
+        code=code("paper.cut_figure", script="draw_reward_by_cut"),
     output:
         png=report(
             results("figures/reward_by_cut.png"),
@@ -74,7 +74,7 @@ rule check_planted:
     """The reward models of the planted world against what the world allows; fails when an instrument lies."""
     input:
         scores=scores_of(reward_experiments()),
-        code=code("evaluation.checks"),
+        code=code("evaluation.checks", script="run_check"),
     output:
         csv=results("checks/{check}.csv"),
     log:
@@ -94,7 +94,7 @@ rule draw_implicit_rewards:
     """Figure 2 or 5, from its tables alone."""
     input:
         tables=lambda w: [results(f"signal/{i}.csv") for i in getattr(STUDY.figures, w.figure)],
-        code=code("paper.implicit_figure"),
+        code=code("paper.implicit_figure", script="draw_implicit_rewards"),
     output:
         csv=results("figures/{figure}.csv"),
         png=report(

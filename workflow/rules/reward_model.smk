@@ -15,7 +15,7 @@ if STUDY.process_per == "model":
         input:
             shards=lambda w: [shards_for(w.experiment, w.truncation)],
             base=lambda w: results(f"models/base/{STUDY.reward_models[w.experiment].model}"),
-            code=code("training.launch"),
+            code=code("training.launch", script="train_reward_models"),
         output:
             folders=directory(results("models/reward/{experiment}/{truncation}/seed{seed}")),
         log:
@@ -42,7 +42,7 @@ if STUDY.process_per == "model":
                 f"data/{STUDY.reward_models[w.experiment].dataset}/tokens/"
                 f"{STUDY.reward_models[w.experiment].model}.parquet"
             ),
-            code=code("evaluation.scores"),
+            code=code("evaluation.scores", script="score_heldout"),
         output:
             scores=results("evaluations/reward/{experiment}/{truncation}/seed{seed}/heldout.parquet"),
         log:
@@ -71,7 +71,7 @@ else:
             input:
                 shards=[shards_for(_e, t) for t, s in _members],
                 base=results(f"models/base/{_spec.model}"),
-                code=code("training.launch"),
+                code=code("training.launch", script="train_reward_models"),
             output:
                 folders=[directory(model_folder(_e, t, s)) for t, s in _members],
             log:
@@ -98,7 +98,7 @@ else:
                     models=[model_folder(_e, t, s) for t, s in _members],
                     shards=heldout_shards(_e, _spec.truncations),
                     tokens=results(f"data/{_spec.dataset}/tokens/{_spec.model}.parquet"),
-                    code=code("evaluation.scores"),
+                    code=code("evaluation.scores", script="score_heldout"),
                 output:
                     scores=[
                         results(f"evaluations/reward/{_e}/{t}/seed{s}/heldout.parquet") for t, s in _members

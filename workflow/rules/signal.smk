@@ -10,7 +10,7 @@ rule run_probe:
     """A linear n-gram Bradley-Terry model on heads, tails and windows, cross-validated by group."""
     input:
         pairs=lambda w: results(f"data/{STUDY.probes[w.probe].dataset}/pairs.parquet"),
-        code=code("signal.probe"),
+        code=code("signal.probe", script="run_probe"),
     output:
         csv=results("probe/{probe}.csv"),
         summary=results("probe/{probe}.json"),
@@ -35,7 +35,7 @@ rule draw_probe:
     input:
         csv=results("probe/{probe}.csv"),
         summary=results("probe/{probe}.json"),
-        code=code("paper.probe_figure"),
+        code=code("paper.probe_figure", script="draw_probe"),
     output:
         png=report(
             results("probe/{probe}.png"),
@@ -65,7 +65,7 @@ rule score_base_logprobs:
     input:
         model=results("models/base/{model}"),
         tokens=results("data/{dataset}/tokens/{model}.parquet"),
-        code=code("signal.logprob_files"),
+        code=code("signal.logprob_files", script="score_logprobs"),
     output:
         logprobs=results("logprobs/base/{model}/{dataset}.parquet"),
     log:
@@ -88,7 +88,7 @@ rule score_dpo_logprobs:
     input:
         model=results("models/dpo/{experiment}/{truncation}/seed{seed}"),
         tokens=lambda w: results(f"data/{w.dataset}/tokens/{STUDY.dpo[w.experiment].model}.parquet"),
-        code=code("signal.logprob_files"),
+        code=code("signal.logprob_files", script="score_logprobs"),
     output:
         logprobs=results("logprobs/dpo/{experiment}/{truncation}/seed{seed}/{dataset}.parquet"),
     log:
@@ -113,7 +113,7 @@ rule gather_implicit_rewards:
     input:
         policies=lambda w: implicit_policies(w.implicit),
         reference=lambda w: implicit_reference(w.implicit),
-        code=code("signal.curves"),
+        code=code("signal.curves", script="gather_implicit_rewards"),
     output:
         csv=results("signal/{implicit}.csv"),
     log:
