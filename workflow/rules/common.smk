@@ -30,7 +30,7 @@ wildcard_constraints:
     dataset="[A-Za-z0-9_.]+",
     model="[A-Za-z0-9_.]+",
     experiment="[A-Za-z0-9_.]+",
-    benchmark="[A-Za-z0-9_.]+",
+    benchmark="(?!heldout)[A-Za-z0-9_.]+",
     probe="[A-Za-z0-9_.]+",
     implicit="[A-Za-z0-9_.]+",
     truncation=TRUNCATION_PATTERN,

@@ -36,7 +36,7 @@ if STUDY.process_per == "model":
     rule score_heldout:
         """Scores of one reward model on the held-out pairs: whole, at every cut, and as its training set was cut."""
         input:
-            models=results("models/reward/{experiment}/{truncation}/seed{seed}"),
+            models=[results("models/reward/{experiment}/{truncation}/seed{seed}")],
             shards=lambda w: heldout_shards(w.experiment, [w.truncation]),
             tokens=lambda w: results(
                 f"data/{STUDY.reward_models[w.experiment].dataset}/tokens/"

@@ -9,7 +9,7 @@ if STUDY.process_per == "model":
     rule score_benchmark:
         """Scores of one reward model on one benchmark, whole and at every cut, row by row."""
         input:
-            models=results("models/reward/{experiment}/{truncation}/seed{seed}"),
+            models=[results("models/reward/{experiment}/{truncation}/seed{seed}")],
             tokens=lambda w: benchmark_tokens(w.experiment, w.benchmark),
             code=code("evaluation.scores", "evaluation.rewardbench", script="score_benchmark"),
         output:
@@ -28,9 +28,6 @@ if STUDY.process_per == "model":
             rows=lambda w: STUDY.benchmarks[w.benchmark].rows,
         script:
             "../scripts/score_benchmark.py"
-
-    # `heldout` is no benchmark's name.
-    ruleorder: score_heldout > score_benchmark
 
 else:
     for _e in reward_experiments():

@@ -10,7 +10,7 @@ with job(snakemake):
     from shallow_signals.evaluation.scores import Scoring, score_benchmark
 
     torch.set_num_threads(snakemake.threads)
-    for model, scores in zip(snakemake.input.models, snakemake.output.scores, strict=True):
+    for model, scores in zip(snakemake.input.models, snakemake.output, strict=True):
         score_benchmark(
             Path(model),
             Path(snakemake.input.tokens),

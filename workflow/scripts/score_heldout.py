@@ -12,7 +12,7 @@ with job(snakemake):
 
     torch.set_num_threads(snakemake.threads)
     by_truncation = {Path(folder).name: Path(folder) for folder in snakemake.input.shards}
-    members = zip(snakemake.params.members, snakemake.input.models, snakemake.output.scores, strict=True)
+    members = zip(snakemake.params.members, snakemake.input.models, snakemake.output, strict=True)
     for (truncation, _), model, scores in members:
         kept = None if parse(truncation).keeps_text else by_truncation[truncation]
         score_heldout(
