@@ -42,7 +42,9 @@ def test_pairs50_trains_on_the_tokens_of_head50(small: Workflow) -> None:
     manifest = json.loads(
         (small.folder / "results/mini/data/hh_harmless/shards/smollm2/pairs50/manifest.json").read_text()
     )
-    assert 0 < manifest["train"]["pairs"] < 24
+    train = manifest["splits"]["train"]
+    assert 0 < train["written"] < 24
+    assert train["kept_tokens"] == train["full_tokens"] <= train["budget_tokens"]
 
 
 def test_every_row_is_accounted_for(small: Workflow) -> None:
