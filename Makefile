@@ -41,10 +41,10 @@ lint: $(READY)
 	$(BIN)/python -m shallow_signals.config.schema --check
 
 unit: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/unit
 
 workflow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/workflow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/workflow
 
 e2e: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/e2e
