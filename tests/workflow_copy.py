@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,15 @@ class Workflow:
         counts.pop("total")
         counts.pop("all", None)
         return counts
+
+    def triggered(self, path: str, *arguments: str) -> set[str]:
+        """Rules that a dry-run would run because the input at `path` has changed, not because an earlier job ran."""
+        found = set()
+        for block in self.run("--dry-run", *arguments).stdout.split("\n\n"):
+            reason = block.partition("reason: ")[2].splitlines()
+            if reason and path in reason[0] and (name := re.search(r"^(?:local)?rule (\w+):", block, re.MULTILINE)):
+                found.add(name[1])
+        return found
 
 
 def copy_workflow(folder: Path) -> Workflow:

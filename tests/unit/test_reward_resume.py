@@ -21,6 +21,7 @@ import checkpoints
 import reward_setup as setup
 from shallow_signals.config.recipes import Lora, RewardRecipe
 from shallow_signals.files import InputError
+from shallow_signals.provenance import content_hash
 from shallow_signals.training import resume, reward, runs
 from shallow_signals.training.resume import mark_complete, naming_full_disk, newest_complete, state_folder
 from shallow_signals.training.steps import SortedSteps
@@ -150,15 +151,19 @@ def test_only_whole_states_count(tmp_path: Path) -> None:
 
 
 def test_a_state_belongs_to_its_parameters_and_inputs(folder: Path, tmp_path: Path) -> None:
-    inputs = {"shards": folder / "shards", "base": folder / "base"}
     out = tmp_path / "seed0"
-    first = state_folder(out, {"seed": 0}, inputs)
+
+    def state(seed: int, shards: Path) -> Path:
+        hashes = {"shards": content_hash(shards), "base": content_hash(folder / "base")}
+        return state_folder(out, {"seed": seed}, hashes)
+
+    first = state(0, folder / "shards")
     assert first.parent == tmp_path
     shutil.copytree(folder / "shards", tmp_path / "copy")
-    assert state_folder(out, {"seed": 0}, {**inputs, "shards": tmp_path / "copy"}) == first
-    assert state_folder(out, {"seed": 1}, inputs) != first
+    assert state(0, tmp_path / "copy") == first
+    assert state(1, folder / "shards") != first
     setup.write_shards(tmp_path / "copy", setup.random_pairs(9)[3:])
-    assert state_folder(out, {"seed": 0}, {**inputs, "shards": tmp_path / "copy"}) != first
+    assert state(0, tmp_path / "copy") != first
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")

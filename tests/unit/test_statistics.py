@@ -10,6 +10,7 @@ from scipy import stats
 
 from shallow_signals.config.study import Statistics
 from shallow_signals.evaluation.statistics import (
+    UNIT,
     Estimate,
     binomial_interval,
     binomial_p,
@@ -250,3 +251,15 @@ def test_unusable_values_are_refused(values: list[float]) -> None:
         cluster_bootstrap_mean(values, [0] * len(values))
     with pytest.raises(ValueError, match="cluster labels"):
         cluster_bootstrap_mean([1.0, 0.0], [1])
+
+
+def test_strata_of_one_cluster_each_still_have_an_interval() -> None:
+    """With one row a stratum the only spread to be seen is that between strata: that of a plain mean."""
+    random = np.random.default_rng(0)
+    rows = random.integers(0, 2, 200).astype(float)
+    names = [f"s{i}" for i in range(200)]
+    found = cluster_bootstrap_mean(rows, names, strata=names, weights=dict.fromkeys(names, 1.0), bounds=UNIT)
+    half = 1.96 * rows.std() / math.sqrt(rows.size)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
+    few = cluster_bootstrap_mean([1, 0, 1, 0, 1, 0], list("abcdef"), strata=list("abcdef"), bounds=UNIT)
+    assert (few.low, few.high) == (0.0, 1.0)  # one degree of freedom: anything is possible

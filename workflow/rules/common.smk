@@ -72,9 +72,9 @@ def pins_of(source):
     return {repo: PINS[repo]} if repo in PINS else {}
 
 
-def resources_for(minimum, per_attempt=2):
-    """A resource that grows with each attempt: `minimum`, then `per_attempt` times as much, and so on."""
-    return lambda wildcards, attempt: int(minimum * per_attempt ** (attempt - 1))
+def resources_for(minimum):
+    """A resource that doubles with each attempt."""
+    return lambda wildcards, attempt: minimum * 2 ** (attempt - 1)
 
 
 def targets():

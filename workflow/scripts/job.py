@@ -65,10 +65,6 @@ def job(snakemake: Any) -> Iterator[None]:
             print(f"error: {error}", file=log)
             print(f"{name}: {error}", file=terminal)
             sys.exit(1)
-        except OSError as error:
-            traceback.print_exc(file=log)
-            print(f"{name}: {error} (log: {path})", file=terminal)
-            sys.exit(1)
         except Exception as error:
             traceback.print_exc(file=log)
             print(f"{name}: {type(error).__name__}: {error} (log: {path})", file=terminal)

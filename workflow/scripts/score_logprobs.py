@@ -8,12 +8,13 @@ with job(snakemake):
     import torch
 
     from shallow_signals.files import write_json
-    from shallow_signals.provenance import sidecar
+    from shallow_signals.provenance import content_hash, sidecar
     from shallow_signals.signal.logprob_files import score_logprobs
     from shallow_signals.training.resume import state_folder
 
     torch.set_num_threads(snakemake.threads)
     out, params = Path(snakemake.output.logprobs), snakemake.params.scoring
     inputs = {"model": Path(snakemake.input.model), "tokens": Path(snakemake.input.tokens)}
-    facts = score_logprobs(**inputs, out=out, state=state_folder(out, params, inputs), **params)
-    write_json(out.with_suffix(".meta.json"), sidecar(params, inputs, **facts))
+    hashes = {name: content_hash(path) for name, path in inputs.items()}
+    facts = score_logprobs(**inputs, out=out, state=state_folder(out, params, hashes), **params)
+    write_json(out.with_suffix(".meta.json"), sidecar(params, hashes, **facts))

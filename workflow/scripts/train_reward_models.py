@@ -6,15 +6,16 @@ with job(snakemake):
     from pathlib import Path
 
     from shallow_signals.files import write_json
-    from shallow_signals.provenance import sidecar
+    from shallow_signals.provenance import content_hash, sidecar
     from shallow_signals.training.launch import RewardJob, train_reward_model
     from shallow_signals.training.resume import state_folder
 
     base, settings = Path(snakemake.input.base), snakemake.params.training
+    fixed = {"base": content_hash(base)}
     members = zip(snakemake.params.members, snakemake.input.shards, snakemake.output, strict=True)
     for (_, seed), shards, output in members:
-        out, params, inputs = Path(output), {**settings, "seed": seed}, {"shards": Path(shards), "base": base}
-        state = state_folder(out, params, inputs)
-        task = RewardJob(**params, **inputs, out=out, state=state)
+        out, params = Path(output), {**settings, "seed": seed}
+        hashes = {"shards": content_hash(Path(shards)), **fixed}
+        task = RewardJob(**params, shards=shards, base=base, out=out, state=state_folder(out, params, hashes))
         facts = train_reward_model(task, processes=max(1, snakemake.resources.get("gpu", 1)))
-        write_json(out / "training.json", sidecar(params, inputs, **facts))
+        write_json(out / "training.json", sidecar(params, hashes, **facts))

@@ -16,11 +16,11 @@ PACKAGE = "shallow_signals"
 ROOT = Path(__file__).parent
 
 
-def sidecar(params: dict[str, Any], inputs: dict[str, Path], **facts: Any) -> dict[str, Any]:
+def sidecar(params: dict[str, Any], hashes: dict[str, str], **facts: Any) -> dict[str, Any]:
     """The record beside a costly output.
 
-    `params` are the step's resolved parameters; `inputs` are hashed by content; `facts` are what only the step knows
-    (seed, device, seconds, tokens, revisions, counts).
+    `params` are the step's resolved parameters; `hashes` the inputs' (`content_hash`); `facts` are what only the step
+    knows (seed, device, seconds, tokens, revisions, counts).
     """
     canonical = json.dumps(params, sort_keys=True, default=str)
     return {
@@ -28,7 +28,7 @@ def sidecar(params: dict[str, Any], inputs: dict[str, Path], **facts: Any) -> di
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "params": params,
         "params_hash": hashlib.sha256(canonical.encode()).hexdigest()[:16],
-        "inputs": {name: content_hash(path) for name, path in inputs.items()},
+        "inputs": hashes,
         "versions": versions(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",

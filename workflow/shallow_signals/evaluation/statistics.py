@@ -252,9 +252,14 @@ def _contributions(rows: Floats, value: float, design: _Design) -> Floats:
     sizes = np.bincount(design.strata)
     means = (np.bincount(design.strata, rows) / sizes)[design.strata]
     alone = np.isinf(design.correction)
-    # A stratum of one cluster shows no spread of its own; it gets that of single rows around the overall value.
+    # A stratum of one cluster shows no spread of its own; it gets that of single rows around the overall value. Signs
+    # alternate from one such stratum to the next: contributions of one sign would be taken out by the centring below.
     spread = math.sqrt(float(np.mean((rows - value) ** 2)))
-    deviations = np.where(alone, spread, (rows - means) * np.where(alone, 1.0, design.correction))
+    turn = np.zeros(sizes.size)
+    lone = np.unique(design.strata[alone])
+    turn[lone] = np.where(np.arange(lone.size) % 2, -1.0, 1.0)
+    own = (rows - means) * np.where(alone, 1.0, design.correction)
+    deviations = np.where(alone, spread * turn[design.strata], own)
     totals = np.bincount(design.clusters, design.share * deviations)
     return np.asarray(totals - totals.mean(), dtype=np.float64)
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, assert_never
 
 from shallow_signals.config.sources import FolderModel, HubModel, ModelSource, PackagedModel, TinyModel
-from shallow_signals.files import InputError, write_json
+from shallow_signals.files import InputError, replacing_folder, write_json
 
 # What a checkpoint is made of. Weights in other formats and code are left where they are.
 PATTERNS = [
@@ -54,20 +52,6 @@ def provide_model(source: ModelSource, folder: Path, pins: Mapping[str, str]) ->
         # Not how long it took: the same checkpoint has the same content.
         write_json(partial / "source.json", {key: value for key, value in facts.items() if key != "seconds"})
     return facts
-
-
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty sibling folder to fill; it replaces `folder` only when the block ends without an error."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _from_hub(source: HubModel, folder: Path, name: str, pins: Mapping[str, str]) -> dict[str, Any]:

@@ -15,20 +15,19 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from shallow_signals.config.load import config_hash
-from shallow_signals.files import InputError, write_json
-from shallow_signals.provenance import content_hash
+from shallow_signals.files import InputError, replacing_folder, write_json
 
 COMPLETE = "complete.json"
 FINISHED = "finished.json"
 MODEL = "model"
 
 
-def state_folder(out: Path, params: Mapping[str, Any], inputs: Mapping[str, Path]) -> Path:
-    """A hidden sibling of `out` for resumable states, named by the parameters and the contents of the inputs.
+def state_folder(out: Path, params: Mapping[str, Any], hashes: Mapping[str, str]) -> Path:
+    """A hidden sibling of `out` for resumable states, named by the parameters and the inputs' content hashes.
 
     Another recipe, seed or data set never meets a state that is not its own.
     """
-    key = config_hash({"params": dict(params), "inputs": {name: content_hash(path) for name, path in inputs.items()}})
+    key = config_hash({"params": dict(params), "inputs": dict(hashes)})
     return out.parent / f".{out.name}.state-{key}"
 
 
@@ -81,7 +80,7 @@ def finished(state: Path, out: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     if not (out / "config.json").is_file():
-        with whole_folder(out) as folder:
+        with replacing_folder(out) as folder:
             _link_files(state / MODEL, folder)
     return facts
 
@@ -110,20 +109,6 @@ def _link_files(source: Path, target: Path) -> None:
             place.hardlink_to(file)
         except OSError:
             shutil.copy2(file, place)
-
-
-@contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """Yield a sibling folder to write to; it becomes `out` only when the block ends without an error."""
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

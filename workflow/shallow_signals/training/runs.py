@@ -16,11 +16,11 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from shallow_signals.config.recipes import Recipe
-from shallow_signals.files import write_json
+from shallow_signals.files import replacing_folder, write_json
 from shallow_signals.models.load import load_tokenizer
 from shallow_signals.models.templates import Bos, read_template
 from shallow_signals.training.pairs import read_pairs, row_shapes
-from shallow_signals.training.resume import MarkComplete, finish, naming_full_disk, newest_complete, whole_folder
+from shallow_signals.training.resume import MarkComplete, finish, naming_full_disk, newest_complete
 from shallow_signals.training.rounding import LostUpdates
 from shallow_signals.training.settings import compute_type, processes, trainer_arguments
 from shallow_signals.training.steps import SortedSteps, padded_tokens
@@ -161,7 +161,7 @@ def lora_config(recipe: Recipe, task_type: str, trained_whole: list[str] | None 
 def save_model(trainer: Any, tokenizer: Any, out: Path) -> None:
     """Write an ordinary checkpoint; a policy's adapter is merged into it and stands in `out`/adapter as well."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    with whole_folder(out) as folder:
+    with replacing_folder(out) as folder:
         if isinstance(model, PeftModel):
             if model.peft_type == "LORA" and model.active_peft_config.task_type == "CAUSAL_LM":
                 _save_adapter(model, folder / ADAPTER)
