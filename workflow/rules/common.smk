@@ -33,6 +33,9 @@ wildcard_constraints:
     benchmark="(?!heldout)[A-Za-z0-9_.]+",
     probe="[A-Za-z0-9_.]+",
     implicit="[A-Za-z0-9_.]+",
+    instructions="[A-Za-z0-9_.]+",
+    comparison="[A-Za-z0-9_.]+",
+    decoding="[A-Za-z0-9_.]+",
     truncation=TRUNCATION_PATTERN,
     seed="[0-9]+",
 
@@ -80,11 +83,11 @@ def resources_for(minimum):
 def targets():
     """What `all` makes: every table, figure, probe and check that the configuration selects."""
     names = STUDY.tables
-    wanted = [name for name in ("table1", "table2", "table4", "controls") if getattr(names, name)]
+    wanted = [name for name in ("table1", "table2", "table3", "table4", "controls") if getattr(names, name)]
     paths = [results(f"tables/{name}.{suffix}") for name in wanted for suffix in ("csv", "md", "tex")]
     if reward_experiments():
         paths += [results(f"figures/reward_by_cut.{suffix}") for suffix in ("csv", "png", "pdf")]
-    figures = [name for name in ("figure2", "figure5") if getattr(STUDY.figures, name)]
+    figures = [name for name in ("figure2", "figure3", "figure4", "figure5") if getattr(STUDY.figures, name)]
     paths += [results(f"figures/{name}.{suffix}") for name in figures for suffix in ("csv", "png", "pdf")]
     paths += [
         results(f"probe/{name}.{suffix}") for name in STUDY.probe for suffix in ("csv", "json", "png", "pdf")
@@ -94,18 +97,22 @@ def targets():
 
 def unpinned():
     """Hub repositories of this run whose revision is unknown."""
-    rewards = [STUDY.reward_models[e] for e in reward_experiments()]
+    rewards = [STUDY.reward_models[e] for e in trained_experiments()]
     implicit = [STUDY.implicit_rewards[i] for i in implicit_rewards()]
+    compared = [STUDY.alpacaeval[c] for c in comparisons()]
+    decoded = [STUDY.decoding[d] for d in decodings()]
     used = rewards + [STUDY.dpo[e] for e in dpo_experiments()]
     sets = {e.dataset for e in used} | {STUDY.benchmarks[b].dataset for e in rewards for b in e.benchmarks}
     sets |= {STUDY.probes[p].dataset for p in STUDY.probe} | {i.dataset for i in implicit}
+    sets |= {d.texts for d in decoded if d.texts}
     models = {e.model for e in used} | {
-        m for i in implicit for m in (i.policy, i.reference) if m in STUDY.models
+        STUDY.judges[j].model for j in judges() if STUDY.judges[j].kind == "model"
     }
-    sources = [STUDY.datasets[d].source for d in sorted(sets)] + [
-        STUDY.models[m].source for m in sorted(models)
-    ]
+    models |= {m for i in [*implicit, *decoded] for m in (i.policy, i.reference) if m in STUDY.models}
+    sources = [STUDY.datasets[d].source for d in sets] + [STUDY.models[m].source for m in models]
+    sources += [STUDY.instructions[c.instructions].source for c in [*compared, *decoded]]
     hub = [s for s in sources if s.kind == "hub" and not os.path.isdir(s.repo)]
+    hub += [c.length_control for c in compared if c.length_control.gamed or c.length_control.difficulty]
     return sorted({s.repo for s in hub if s.revision is None and s.repo not in PINS})
 
 

@@ -4,6 +4,7 @@
 # Makes: data/{dataset}/pairs.parquet (+ quarantine.parquet, manifest.json)
 #        data/{dataset}/tokens/{model}.parquet
 #        data/{dataset}/shards/{model}/{truncation}/
+#        data/instructions/{instructions}.parquet (+ .json)
 
 
 rule write_config:
@@ -92,3 +93,27 @@ rule write_shards:
         runtime=resources_for(30),
     script:
         "../scripts/write_shards.py"
+
+
+rule prepare_instructions:
+    """A set of prompts to generate from."""
+    input:
+        pairs=instruction_pairs,
+        source=instruction_file,
+        code=code("data.instructions", script="prepare_instructions"),
+    output:
+        instructions=results("data/instructions/{instructions}.parquet"),
+        counts=results("data/instructions/{instructions}.json"),
+    log:
+        log_of("prepare_instructions/{instructions}"),
+    conda:
+        "../../envs/core.yaml"
+    resources:
+        mem_mb=resources_for(4000),
+        runtime=resources_for(30),
+    params:
+        instructions=lambda w: plain(STUDY.instructions[w.instructions]),
+        data_root=lambda w: STUDY.data_root,
+        pins=lambda w: pins_of(STUDY.instructions[w.instructions].source),
+    script:
+        "../scripts/prepare_instructions.py"

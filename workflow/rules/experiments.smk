@@ -7,6 +7,30 @@ def reward_experiments():
     return list(dict.fromkeys(name for names in lists for name in names))
 
 
+def comparisons():
+    """Names of the AlpacaEval comparisons of this run, in the table's order."""
+    return list(dict.fromkeys(STUDY.tables.table3))
+
+
+def decodings():
+    """Names of the decodings of this run, in the figures' order."""
+    return list(dict.fromkeys([*STUDY.figures.figure3, *STUDY.figures.figure4]))
+
+
+def judges():
+    """Names of the judges of this run."""
+    used = [STUDY.alpacaeval[c].judge for c in comparisons()] + [
+        STUDY.decoding[d].reward for d in decodings()
+    ]
+    return list(dict.fromkeys(used))
+
+
+def trained_experiments():
+    """Names of the reward-model experiments to train: those of the tables, and those that judge."""
+    judging = [STUDY.judges[j].experiment for j in judges() if STUDY.judges[j].kind == "trained"]
+    return list(dict.fromkeys([*reward_experiments(), *judging]))
+
+
 def members_of(experiment):
     """Every (truncation, seed) that an experiment trains."""
     spec = STUDY.reward_models[experiment]
@@ -37,6 +61,48 @@ def source_file(wildcards):
         return []
     path = os.path.join(STUDY.data_root or "", offline.path)
     return [path] if os.path.isfile(path) else []
+
+
+def instruction_file(wildcards):
+    """The local file that a set of instructions is read from, if it is one and exists."""
+    source = STUDY.instructions[wildcards.instructions].source
+    offline = source if source.kind == "file" else getattr(source, "offline", None)
+    if offline is None:
+        return []
+    path = os.path.join(STUDY.data_root or "", offline.path)
+    return [path] if os.path.isfile(path) else []
+
+
+def instruction_pairs(wildcards):
+    """The pairs whose prompts a set of instructions takes."""
+    source = STUDY.instructions[wildcards.instructions].source
+    return [results(f"data/{source.dataset}/pairs.parquet")] if source.kind == "pairs" else []
+
+
+def judge_model(name):
+    """The checkpoint that a judge scores with, as a list of none or one."""
+    judge = STUDY.judges[name]
+    if judge.kind == "model":
+        return [results(f"models/base/{judge.model}")]
+    if judge.kind != "trained":
+        return []
+    seed = STUDY.reward_models[judge.experiment].seeds_of(judge.truncation)[0]
+    return [model_folder(judge.experiment, judge.truncation, seed)]
+
+
+def judge_params(name):
+    """What a judge's scores depend on, besides its checkpoint (see `evaluation.rewards.rewards`)."""
+    judge = STUDY.judges[name]
+    if judge.kind == "api":
+        return plain(judge)
+    if judge.kind == "planted":
+        return {"kind": "planted", "source": plain(STUDY.datasets[judge.dataset].source)}
+    if judge.kind == "model":
+        return {"kind": "model", "bos": STUDY.models[judge.model].bos, "max_length": judge.max_length}
+    spec = STUDY.reward_models[judge.experiment]
+    recipe = STUDY.reward_recipes[spec.recipe]
+    reading = {key: getattr(recipe, key) for key in ("max_length", "end_of_turn", "compute")}
+    return {"kind": "model", "bos": STUDY.models[spec.model].bos, **reading}
 
 
 def model_folder(experiment, truncation, seed):
@@ -103,8 +169,11 @@ def shown(experiments):
 
 
 def dpo_experiments():
-    """Names of the DPO experiments of this run: those behind its figures."""
+    """Names of the DPO experiments of this run: those behind its tables and figures."""
     policies = [STUDY.implicit_rewards[name].policy for name in implicit_rewards()]
+    policies += [STUDY.alpacaeval[name].policies for name in comparisons()]
+    for name in decodings():
+        policies += [STUDY.decoding[name].policy, *STUDY.decoding[name].retrained]
     return [name for name in dict.fromkeys(policies) if name in STUDY.dpo]
 
 

@@ -61,7 +61,7 @@ if STUDY.process_per == "model":
             "../scripts/score_heldout.py"
 
 else:
-    for _e in reward_experiments():
+    for _e in trained_experiments():
         _members = members_of(_e)
         _spec = STUDY.reward_models[_e]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from shallow_signals.config.generation import HubInstructions, LengthControl
 from shallow_signals.config.load import load_study
 from shallow_signals.config.sources import HubModel, HubSource
 from shallow_signals.config.study import Study
@@ -31,7 +32,11 @@ def merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
 
 def open_revisions(study: Study) -> list[tuple[str, str]]:
     """(repository, its type on the hub) of every source without a revision."""
-    sets = [d.source for d in study.datasets.values() if isinstance(d.source, HubSource)]
+    sets: list[HubSource | HubInstructions | LengthControl] = [
+        d.source for d in study.datasets.values() if isinstance(d.source, HubSource)
+    ]
+    sets += [i.source for i in study.instructions.values() if isinstance(i.source, HubInstructions)]
+    sets += [c.length_control for c in study.alpacaeval.values() if c.length_control.gamed]
     models = [m.source for m in study.models.values() if isinstance(m.source, HubModel)]
     found = [(s.repo, "dataset") for s in sets if s.revision is None]
     found += [(m.repo, "model") for m in models if m.revision is None]

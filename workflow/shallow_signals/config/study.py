@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from shallow_signals.config.base import Closed
+from shallow_signals.config.generation import AlpacaEval, Decoding, Instructions, Judge
 from shallow_signals.config.recipes import DPORecipe, RewardRecipe
 from shallow_signals.config.sources import Dataset, Model
 from shallow_signals.config.truncation import parse
@@ -97,18 +98,21 @@ class Probe(Closed):
 
 
 class Tables(Closed):
-    """Which experiments each table shows, in order; an empty list leaves the table out of the run."""
+    """Which experiments (Table 3: AlpacaEval comparisons) each table shows; an empty list leaves the table out."""
 
     table1: list[Name] = []
     table2: list[Name] = []
+    table3: list[Name] = []
     table4: list[Name] = []
     controls: list[Name] = []
 
 
 class Figures(Closed):
-    """Which implicit rewards each figure shows; an empty list leaves the figure out of the run."""
+    """Which implicit rewards (2, 5) and decodings (3, 4) each figure shows; an empty list leaves the figure out."""
 
     figure2: list[Name] = []
+    figure3: list[Name] = []
+    figure4: list[Name] = []
     figure5: list[Name] = []
 
 
@@ -144,6 +148,10 @@ class Study(Closed):
     dpo_recipes: dict[Name, DPORecipe] = {}
     dpo: dict[Name, DPOExperiment] = {}
     implicit_rewards: dict[Name, ImplicitReward] = {}
+    instructions: dict[Name, Instructions] = {}
+    judges: dict[Name, Judge] = {}
+    alpacaeval: dict[Name, AlpacaEval] = {}
+    decoding: dict[Name, Decoding] = {}
     probes: dict[Name, Probe] = {}
     tables: Tables = Tables()
     figures: Figures = Figures()
@@ -162,14 +170,26 @@ class Study(Closed):
             self._experiment(f"dpo.{key}", dpo, self.dpo_recipes)
         for key, implicit in self.implicit_rewards.items():
             self._implicit(f"implicit_rewards.{key}", implicit)
+        for key, instructions in self.instructions.items():
+            if instructions.source.kind == "pairs":
+                _known(f"instructions.{key}.source.dataset", instructions.source.dataset, self.datasets)
+        for key, judge in self.judges.items():
+            self._judge(f"judges.{key}", judge)
+        for key, comparison in self.alpacaeval.items():
+            _known(f"alpacaeval.{key}.instructions", comparison.instructions, self.instructions)
+            _known(f"alpacaeval.{key}.policies", comparison.policies, self.dpo)
+            _known(f"alpacaeval.{key}.judge", comparison.judge, self.judges)
+        for key, decoding in self.decoding.items():
+            self._decoding(f"decoding.{key}", decoding)
         for key, probe in self.probes.items():
             _known(f"probes.{key}.dataset", probe.dataset, self.datasets)
         for table, names in self.tables.model_dump().items():
             for name in names:
-                _known(f"tables.{table}", name, self.reward_models)
+                _known(f"tables.{table}", name, self.alpacaeval if table == "table3" else self.reward_models)
         for figure, names in self.figures.model_dump().items():
             for name in names:
-                _known(f"figures.{figure}", name, self.implicit_rewards)
+                decoded = figure in ("figure3", "figure4")
+                _known(f"figures.{figure}", name, self.decoding if decoded else self.implicit_rewards)
         for name in self.probe:
             _known("probe", name, self.probes)
         return self
@@ -184,13 +204,35 @@ class Study(Closed):
 
     def _implicit(self, where: str, implicit: ImplicitReward) -> None:
         _known(f"{where}.dataset", implicit.dataset, self.datasets)
-        _known(f"{where}.policy", implicit.policy, [*self.dpo, *self.models])
-        if implicit.reference is not None:
-            _known(f"{where}.reference", implicit.reference, self.models)
-        elif implicit.policy not in self.dpo:
-            raise ValueError(f"{where}.reference: required where the policy '{implicit.policy}' is a base model")
-        if implicit.policy in self.dpo and "full" not in self.dpo[implicit.policy].truncations:
-            raise ValueError(f"{where}.policy: '{implicit.policy}' trains no model on full responses")
+        self._policy(where, implicit)
+
+    def _decoding(self, where: str, decoding: Decoding) -> None:
+        _known(f"{where}.instructions", decoding.instructions, self.instructions)
+        self._policy(where, decoding)
+        _known(f"{where}.reward", decoding.reward, [j for j, judge in self.judges.items() if judge.kind != "api"])
+        if decoding.texts is not None:
+            _known(f"{where}.texts", decoding.texts, self.datasets)
+        for name in decoding.retrained:
+            _known(f"{where}.retrained", name, self.dpo)
+
+    def _policy(self, where: str, user: ImplicitReward | Decoding) -> None:
+        _known(f"{where}.policy", user.policy, [*self.dpo, *self.models])
+        if user.reference is not None:
+            _known(f"{where}.reference", user.reference, self.models)
+        elif user.policy not in self.dpo:
+            raise ValueError(f"{where}.reference: required where the policy '{user.policy}' is a base model")
+        if user.policy in self.dpo and "full" not in self.dpo[user.policy].truncations:
+            raise ValueError(f"{where}.policy: '{user.policy}' trains no model on full responses")
+
+    def _judge(self, where: str, judge: Judge) -> None:
+        if judge.kind == "planted":
+            planted = [name for name, dataset in self.datasets.items() if dataset.source.kind == "planted"]
+            _known(f"{where}.dataset", judge.dataset, planted)
+        elif judge.kind == "trained":
+            _known(f"{where}.experiment", judge.experiment, self.reward_models)
+            _known(f"{where}.truncation", judge.truncation, self.reward_models[judge.experiment].truncations)
+        elif judge.kind == "model":
+            _known(f"{where}.model", judge.model, self.models)
 
 
 def _known(where: str, name: str, among: Collection[str]) -> None:

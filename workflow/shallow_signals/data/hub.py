@@ -52,6 +52,22 @@ def read_rows(dataset: Any, source: HubSource) -> Iterator[Reading]:
         raise InputError(f"{source.repo}: text that is no UTF-8 after row {number} ({error.reason})") from error
 
 
+def download(repo: str, file: str, revision: str | None) -> Path:
+    """One file of a data set's repository (or of a local folder in its layout); failures as in `load`."""
+    if Path(repo).is_dir():
+        path = Path(repo) / file
+        if not path.is_file():
+            raise InputError(f"data set {repo}: no file '{file}' in this folder")
+        return path
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, file, repo_type="dataset", revision=revision))
+    except Exception as error:
+        as_source = HubSource(repo=repo, data_dir=file, converter="columns")
+        raise InputError(explain(error, as_source, file, revision)) from error
+
+
 def commit_of(dataset: Any) -> str | None:
     """The commit that a loaded data set was made from, read off its place in the cache; None for local folders."""
     parts = [part for file in dataset.cache_files for part in Path(file["filename"]).parts]
