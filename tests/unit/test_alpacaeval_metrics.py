@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from shallow_signals.config.study import Statistics
+from shallow_signals.config.statistics import Statistics
 from shallow_signals.evaluation.alpacaeval import check_instructions, read_outputs, win_rate, write_outputs
 from shallow_signals.evaluation.length_control import (
     GlmWeights,

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from shallow_signals.config.sources import PlantedSource
-from shallow_signals.config.study import Statistics
+from shallow_signals.config.statistics import Statistics
 from shallow_signals.config.truncation import parse
 from shallow_signals.data import planted
 from shallow_signals.data.planted_truth import best_accuracy

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from shallow_signals.config import schema
-from shallow_signals.config.load import ConfigError, config_hash, json_schema, load_study
+from shallow_signals.config.hashing import config_hash
+from shallow_signals.config.load import ConfigError, json_schema, load_study
 from shallow_signals.config.pin import merge, open_revisions
 from shallow_signals.config.truncation import PATTERN, parse
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shallow_signals.config.study import ImplicitReward, Statistics
+from shallow_signals.config.statistics import Statistics
+from shallow_signals.config.study import ImplicitReward
 from shallow_signals.signal.curves import COLUMNS, Readings, accuracy_curves
 from shallow_signals.signal.implicit import LogRatios, PairRatios
 

@@ -15,7 +15,8 @@ from scipy import sparse
 from scipy.optimize import minimize
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from shallow_signals.config.study import Probe, Statistics
+from shallow_signals.config.probe import Probe
+from shallow_signals.config.statistics import Statistics
 from shallow_signals.config.truncation import parse
 from shallow_signals.data.pairs import PAIRS, Message, Pair, content_id, pair_id, prompt_id
 from shallow_signals.data.truncate import nominal_range

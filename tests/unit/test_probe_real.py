@@ -12,7 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shallow_signals.config.study import Probe, Statistics
+from shallow_signals.config.probe import Probe
+from shallow_signals.config.statistics import Statistics
 from shallow_signals.data.pairs import PAIRS, Message, Pair, pair_id, prompt_id
 from shallow_signals.signal.probe import run_probe, verdict
 

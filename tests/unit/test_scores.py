@@ -15,7 +15,7 @@ import torch
 import checkpoints
 from shallow_signals.config.study import Study
 from shallow_signals.data.shards import SHARDS
-from shallow_signals.evaluation import scores
+from shallow_signals.evaluation import readings, scores
 from shallow_signals.evaluation.scores import Scoring, score_benchmark, score_heldout, score_pairs
 from shallow_signals.files import InputError, read_parquet, write_parquet
 from shallow_signals.models import tree
@@ -130,7 +130,7 @@ def test_the_ids_that_are_read(family: Family, end_of_turn: str, monkeypatch: py
     if end_of_turn == "drop":
         closing = []
     read: list[list[int]] = []
-    real = scores.read_scores
+    real = readings.read_scores
 
     def spy(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         for r, i in places.tolist():
@@ -145,8 +145,8 @@ def test_the_ids_that_are_read(family: Family, end_of_turn: str, monkeypatch: py
         batches.append(tree.batch_rows(rows, pad_id))
         return batches[-1]
 
-    monkeypatch.setattr(scores, "batch_rows", keep_batch)
-    monkeypatch.setattr(scores, "read_scores", spy)
+    monkeypatch.setattr(readings, "batch_rows", keep_batch)
+    monkeypatch.setattr(readings, "read_scores", spy)
     row = family.rows[0]
     family.score([row], closing=closing, cuts=[50, 100])
     halves = {side: row[side][: len(row[side]) // 2] for side in ("chosen_ids", "rejected_ids")}
@@ -188,7 +188,7 @@ def test_a_wrong_mask_is_noticed(family: Family, leak: str, monkeypatch: pytest.
         return tree.TreeBatch(batch.input_ids, batch.attention_mask, places, batch.starts)
 
     right = family.score(family.rows)
-    monkeypatch.setattr(scores, "batch_rows", leaky)
+    monkeypatch.setattr(readings, "batch_rows", leaky)
     wrong = family.score(family.rows)
     assert np.abs(columns(right) - columns(wrong)).max() > 1e-2
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from shallow_signals.config.study import Statistics
+from shallow_signals.config.statistics import Statistics
 from shallow_signals.evaluation.statistics import (
     UNIT,
     Estimate,

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shallow_signals.config.study import Statistics
+from shallow_signals.config.statistics import Statistics
 from shallow_signals.config.truncation import parse
 from shallow_signals.evaluation.rewardbench import Rule, load_rules
 from shallow_signals.evaluation.statistics import Estimate

@@ -7,7 +7,7 @@ with job(snakemake):
 
     import pandas as pd
 
-    from shallow_signals.config.study import Statistics
+    from shallow_signals.config.statistics import Statistics
     from shallow_signals.evaluation.curves import COLUMNS, reward_by_cut
     from shallow_signals.files import write_text
 

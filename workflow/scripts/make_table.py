@@ -5,7 +5,7 @@ from job import job
 with job(snakemake):
     from pathlib import Path
 
-    from shallow_signals.config.study import Statistics
+    from shallow_signals.config.statistics import Statistics
     from shallow_signals.paper.build import build_table
     from shallow_signals.paper.render import write_table
 

@@ -6,7 +6,7 @@ with job(snakemake):
     import pyarrow.csv
 
     from shallow_signals.config.sources import PlantedSource
-    from shallow_signals.config.study import Statistics
+    from shallow_signals.config.statistics import Statistics
     from shallow_signals.evaluation import checks
 
     experiments = [

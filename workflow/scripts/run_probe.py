@@ -5,7 +5,8 @@ from job import job
 with job(snakemake):
     from pathlib import Path
 
-    from shallow_signals.config.study import Probe, Statistics
+    from shallow_signals.config.probe import Probe
+    from shallow_signals.config.statistics import Statistics
     from shallow_signals.files import read_parquet, write_json, write_text
     from shallow_signals.signal.probe import run_probe, summary
 

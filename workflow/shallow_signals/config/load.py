@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from shallow_signals.config.study import Study
 from shallow_signals.files import InputError
@@ -27,19 +25,13 @@ def load_study(config: Mapping[str, Any]) -> Study:
         raise ConfigError("the configuration is wrong:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
-def config_hash(value: BaseModel | Mapping[str, Any]) -> str:
-    """Sixteen hex digits that identify a resolved configuration or a part of it."""
-    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def json_schema() -> dict[str, Any]:
     """The JSON schema of the whole configuration (workflow/schemas/config.schema.json)."""
     schema = Study.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-_UNION_TAGS = {"hub", "file", "planted", "folder", "package", "tiny"}
+_UNION_TAGS = {"hub", "file", "planted", "pairs", "folder", "package", "tiny", "api", "trained", "model"}
 
 
 def _explain(error: dict[str, Any]) -> str:

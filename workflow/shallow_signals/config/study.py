@@ -7,10 +7,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from shallow_signals.config.base import Closed
+from shallow_signals.config.base import Closed, Name, Percent
 from shallow_signals.config.generation import AlpacaEval, Decoding, Instructions, Judge
+from shallow_signals.config.probe import Probe
 from shallow_signals.config.recipes import DPORecipe, RewardRecipe
 from shallow_signals.config.sources import Dataset, Model
+from shallow_signals.config.statistics import Statistics
 from shallow_signals.config.truncation import parse
 
 
@@ -19,20 +21,8 @@ def _truncation_name(name: str) -> str:
     return name
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$")]  # stands in file paths
 TruncationName = Annotated[str, AfterValidator(_truncation_name)]
-Percent = Annotated[int, Field(ge=1, le=100)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-
-
-class Statistics(Closed):
-    """How intervals are made."""
-
-    resamples: int = Field(default=2000, ge=100)
-    seed: int = Field(default=20250521, ge=0)
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    comparable_margin: float = Field(default=0.02, gt=0, lt=0.5)  # "comparable": the interval lies above minus this
-    min_clusters: int = Field(default=30, ge=2)  # below: a t-interval over clusters
 
 
 class Benchmark(Closed):
@@ -83,18 +73,6 @@ class ImplicitReward(Closed):
     ratios: list[Percent] = [5, 10, 15, 20, 25, 30, 33, 40, 50, 60, 70, 80, 90, 100]
     lengths: list[Annotated[int, Field(ge=1)]] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
     max_length: int = Field(default=8192, ge=8)
-
-
-class Probe(Closed):
-    """A bag-of-n-grams Bradley-Terry probe of one data set."""
-
-    dataset: Name
-    sides: list[Literal["head", "tail", "window"]] = ["head", "tail", "window"]
-    ratios: list[Percent] = [10, 20, 25, 33, 40, 50, 60, 75]
-    folds: int = Field(default=5, ge=2)
-    seed: int = Field(default=0, ge=0)
-    hold_out_generators: bool = False  # besides the plain split, one where generators are held out too
-    rows: int | None = Field(default=None, ge=10)  # a subset, drawn by hash of the pair's content
 
 
 class Tables(Closed):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from shallow_signals.config.study import Statistics
+from shallow_signals.config.statistics import Statistics
 from shallow_signals.evaluation.statistics import (
     DEFAULTS,
     UNIT,

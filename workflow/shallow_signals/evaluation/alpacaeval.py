@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shallow_signals.config.study import Statistics
+from shallow_signals.config.statistics import Statistics
 from shallow_signals.evaluation.statistics import DEFAULTS, UNIT, Estimate, cluster_bootstrap_mean
 from shallow_signals.files import InputError, write_json
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from scipy import stats
 
 from shallow_signals.config.sources import PlantedSource
-from shallow_signals.config.study import Statistics
+from shallow_signals.config.statistics import Statistics
 from shallow_signals.config.truncation import parse
 from shallow_signals.data.pairs import uniform_hash
 from shallow_signals.data.planted_truth import best_accuracy

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shallow_signals.config.study import Statistics
+from shallow_signals.config.statistics import Statistics
 from shallow_signals.evaluation.accuracy import curve, read_scores
 
 COLUMNS = [

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shallow_signals.config.study import Statistics
+from shallow_signals.config.statistics import Statistics
 from shallow_signals.evaluation.alpacaeval import win_scores
 from shallow_signals.evaluation.statistics import DEFAULTS, Estimate, Floats
 from shallow_signals.files import InputError

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from shallow_signals.config.study import Statistics
+from shallow_signals.config.statistics import Statistics
 from shallow_signals.data.pairs import uniform_hash
 from shallow_signals.evaluation.accuracy import Outcomes, compare, on_same_pairs
 from shallow_signals.evaluation.statistics import DEFAULTS, UNIT, Estimate, Floats, cluster_bootstrap_mean

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from shallow_signals.config.study import Statistics
+from shallow_signals.config.statistics import Statistics
 
 MIN_SEEDS = 3  # runs of a trained model below which nothing is said about the model, only about the run
 DEFAULTS = Statistics()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shallow_signals.config.sources import PlantedSource
-from shallow_signals.config.study import Statistics
+from shallow_signals.config.statistics import Statistics
 from shallow_signals.config.truncation import parse
 from shallow_signals.data.planted_truth import best_accuracy
 from shallow_signals.evaluation.rewardbench import load_rules

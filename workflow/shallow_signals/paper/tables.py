@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from shallow_signals.config.study import Statistics
+from shallow_signals.config.statistics import Statistics
 from shallow_signals.config.truncation import parse
 from shallow_signals.evaluation.accuracy import (
     Comparison,

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from shallow_signals.config.study import ImplicitReward, Statistics
+from shallow_signals.config.statistics import Statistics
+from shallow_signals.config.study import ImplicitReward
 from shallow_signals.evaluation.statistics import UNIT, Estimate, cluster_bootstrap_mean, paired_difference
 from shallow_signals.files import InputError, read_parquet
 from shallow_signals.models.logprob_files import read_logprobs

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shallow_signals.config.load import config_hash
+from shallow_signals.config.hashing import config_hash
 from shallow_signals.files import InputError, read_parquet, write_parquet
 from shallow_signals.models.load import Attention, load_causal_lm, load_tokenizer, pick_compute_dtype, pick_device
 from shallow_signals.models.logprob_files import (

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from shallow_signals.config.study import Statistics
+from shallow_signals.config.statistics import Statistics
 from shallow_signals.evaluation.statistics import Estimate, cluster_bootstrap_mean
 from shallow_signals.signal.implicit import Doubles, LogRatios, PairRatios
 

@@ -18,7 +18,8 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shallow_signals.config.study import Probe, Statistics
+from shallow_signals.config.probe import Probe
+from shallow_signals.config.statistics import Statistics
 from shallow_signals.data.pairs import uniform_hash
 from shallow_signals.evaluation.statistics import Estimate, cluster_bootstrap_mean, mean_over_runs, paired_difference
 from shallow_signals.signal.probe_folds import Fold, Split, make_splits, tested_rows

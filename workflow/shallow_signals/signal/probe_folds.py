@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from shallow_signals.config.study import Probe
+from shallow_signals.config.probe import Probe
 from shallow_signals.data.pairs import uniform_hash
 from shallow_signals.files import InputError
 

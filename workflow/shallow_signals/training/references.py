@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shallow_signals.config.load import config_hash
+from shallow_signals.config.hashing import config_hash
 from shallow_signals.files import InputError, read_parquet
 from shallow_signals.models.logprob_files import ReadPair, make_groups, read_groups, read_pairs_logprobs, read_settings
 from shallow_signals.models.logprobs import length_groups

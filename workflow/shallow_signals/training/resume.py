@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from shallow_signals.config.load import config_hash
+from shallow_signals.config.hashing import config_hash
 from shallow_signals.files import InputError, replacing_folder, write_json
 
 COMPLETE = "complete.json"
