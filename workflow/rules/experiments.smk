@@ -226,6 +226,13 @@ def logprob_params(dataset, model, part):
     }
 
 
+def base_part(dataset):
+    """Which pairs of a data set a base model is read on: all where a policy is trained on them, or asked about them."""
+    users = [STUDY.implicit_rewards[i] for i in implicit_rewards()]
+    trained = dataset in {STUDY.dpo[e].dataset for e in dpo_experiments()}
+    return "all" if trained or any(i.dataset == dataset and i.part == "all" for i in users) else "test"
+
+
 def implicit_policies(name):
     """Files of log-probabilities of an implicit reward's policy: one a seed of a DPO experiment, or a base model's."""
     spec = STUDY.implicit_rewards[name]

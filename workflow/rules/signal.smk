@@ -78,7 +78,7 @@ rule score_base_logprobs:
         mem_mb=resources_for(48000),
         runtime=resources_for(720),
     params:
-        scoring=lambda w: logprob_params(w.dataset, w.model, "all"),
+        scoring=lambda w: logprob_params(w.dataset, w.model, base_part(w.dataset)),
     script:
         "../scripts/score_logprobs.py"
 

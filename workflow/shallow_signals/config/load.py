@@ -17,12 +17,34 @@ class ConfigError(InputError):
 
 
 def load_study(config: Mapping[str, Any]) -> Study:
-    """Validate a merged configuration; raise `ConfigError` naming each key, the bad value and what is allowed."""
+    """Validate a merged configuration; raise `ConfigError` naming each key, the bad value and what is allowed.
+
+    `sizes` maps names to overlays, and `size` picks the one that is merged over the rest.
+    """
+    config = _sized(config)
     try:
         return Study.model_validate(dict(config))
     except ValidationError as error:
         lines = [_explain(dict(item)) for item in error.errors()]
         raise ConfigError("the configuration is wrong:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge as the workflow engine does: dictionaries add up, everything else replaces."""
+    merged = dict(base)
+    for key, value in overlay.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _sized(config: Mapping[str, Any]) -> dict[str, Any]:
+    size, sizes = config.get("size"), config.get("sizes") or {}
+    if size is None:
+        return dict(config)
+    if not isinstance(sizes, dict) or size not in sizes:
+        raise ConfigError(f"size: {size!r} is not allowed; allowed: {', '.join(sizes) or 'none is defined in `sizes`'}")
+    return merge(config, sizes[size] or {})
 
 
 def json_schema() -> dict[str, Any]:

@@ -13,21 +13,12 @@ from typing import Any
 import yaml
 
 from shallow_signals.config.generation import HubInstructions, LengthControl
-from shallow_signals.config.load import load_study
+from shallow_signals.config.load import load_study, merge
 from shallow_signals.config.sources import HubModel, HubSource
 from shallow_signals.config.study import Study
 from shallow_signals.files import InputError, write_json
 
 PINS = Path("pins.json")
-
-
-def merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    """Merge as the workflow engine does: dictionaries add up, everything else replaces."""
-    merged = dict(base)
-    for key, value in overlay.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
 
 
 def open_revisions(study: Study) -> list[tuple[str, str]]:

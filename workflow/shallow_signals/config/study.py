@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -98,6 +98,8 @@ class Study(Closed):
     """One run of the study."""
 
     run: Name  # results/<run>/
+    size: str | None = None  # which of `sizes` is merged over the rest
+    sizes: dict[Name, dict[str, Any]] = {}  # overlays of one study that differ in how much is done
     data_root: str | None = None  # a folder that holds the `offline` files of the data sets
     require_pinned: bool = False  # refuse to start while a hub revision is unknown
     process_per: Literal["model", "experiment"] = "model"  # small models may share one process
