@@ -83,7 +83,11 @@ def resources_for(minimum):
 def targets():
     """What `all` makes: every table, figure, probe and check that the configuration selects."""
     names = STUDY.tables
-    wanted = [name for name in ("table1", "table2", "table3", "table4", "controls") if getattr(names, name)]
+    wanted = [
+        name
+        for name in ("table1", "table2", "table3", "table4", "controls", "verdicts")
+        if getattr(names, name)
+    ]
     paths = [results(f"tables/{name}.{suffix}") for name in wanted for suffix in ("csv", "md", "tex")]
     if reward_experiments():
         paths += [results(f"figures/reward_by_cut.{suffix}") for suffix in ("csv", "png", "pdf")]

@@ -1,10 +1,15 @@
 # What the rules ask of the configuration: experiments, their members, and the files that belong to them. Functions only.
 
 
+def weighed(part):
+    """Names of what this run weighs as evidence: its probes, reward models or implicit rewards."""
+    return [name for e in STUDY.tables.verdicts if (name := getattr(STUDY.evidence[e], part)) is not None]
+
+
 def reward_experiments():
     """Names of the reward-model experiments of this run, in the tables' order."""
     lists = STUDY.tables.table1, STUDY.tables.table2, STUDY.tables.table4, STUDY.tables.controls
-    return list(dict.fromkeys(name for names in lists for name in names))
+    return list(dict.fromkeys([*(name for names in lists for name in names), *weighed("reward_models")]))
 
 
 def comparisons():
@@ -179,7 +184,29 @@ def dpo_experiments():
 
 def implicit_rewards():
     """Names of the implicit rewards of this run, in the figures' order."""
-    return list(dict.fromkeys([*STUDY.figures.figure2, *STUDY.figures.figure5]))
+    return list(dict.fromkeys([*STUDY.figures.figure2, *STUDY.figures.figure5, *weighed("implicit_rewards")]))
+
+
+def evidence_inputs():
+    """Files that the verdicts are read off."""
+    probes = [results(f"probe/{name}.csv") for name in weighed("probe")]
+    scores = [path for path in scores_of(weighed("reward_models")) if path.endswith("/heldout.parquet")]
+    return probes + scores + [results(f"signal/{name}.csv") for name in weighed("implicit_rewards")]
+
+
+def evidence_rows():
+    """What the table of verdicts needs to know of its evidence."""
+    rows = []
+    for spec in (STUDY.evidence[name] for name in STUDY.tables.verdicts):
+        row = {"label": spec.label}
+        if spec.probe:
+            row["probe"] = results(f"probe/{spec.probe}.csv")
+        if spec.reward_models:
+            row["rewards"] = scores_by_seed(spec.reward_models, "heldout")
+        if spec.implicit_rewards:
+            row["implicit"] = results(f"signal/{spec.implicit_rewards}.csv")
+        rows.append(row)
+    return rows
 
 
 def dpo_members(experiment):

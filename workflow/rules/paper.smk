@@ -1,7 +1,7 @@
 # Tables, figures and checks: arithmetic on per-row scores, nothing else.
 #
 # Needs: evaluations/reward/**.parquet.
-# Makes: tables/{table}.csv, .md, .tex; figures/reward_by_cut.csv, .png, .pdf; checks/{check}.csv
+# Makes: tables/{table}.csv, .md, .tex; tables/verdicts.*; figures/reward_by_cut.csv, .png, .pdf; checks/{check}.csv
 
 
 rule make_table:
@@ -29,6 +29,31 @@ rule make_table:
         statistics=plain(STUDY.statistics),
     script:
         "../scripts/make_table.py"
+
+
+rule weigh_evidence:
+    """Probe, reward models and implicit rewards side by side: early, everywhere, late, or length?"""
+    input:
+        evidence=evidence_inputs(),
+        code=code("paper.verdicts", "paper.render", script="weigh_evidence"),
+    output:
+        csv=report(
+            results("tables/verdicts.csv"),
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "verdicts"},
+        ),
+        md=results("tables/verdicts.md"),
+        tex=results("tables/verdicts.tex"),
+    log:
+        log_of("weigh_evidence"),
+    conda:
+        "../../envs/core.yaml"
+    params:
+        evidence=evidence_rows(),
+        statistics=plain(STUDY.statistics),
+    script:
+        "../scripts/weigh_evidence.py"
 
 
 rule gather_reward_by_cut:

@@ -75,14 +75,24 @@ class ImplicitReward(Closed):
     max_length: int = Field(default=8192, ge=8)
 
 
+class Evidence(Closed):
+    """What is asked where the signal of one data set sits; null where the run has no such instrument."""
+
+    label: str
+    probe: Name | None = None
+    reward_models: Name | None = None
+    implicit_rewards: Name | None = None
+
+
 class Tables(Closed):
-    """Which experiments (Table 3: AlpacaEval comparisons) each table shows; an empty list leaves the table out."""
+    """Which experiments each table shows (Table 3: AlpacaEval comparisons; verdicts: evidence); empty: left out."""
 
     table1: list[Name] = []
     table2: list[Name] = []
     table3: list[Name] = []
     table4: list[Name] = []
     controls: list[Name] = []
+    verdicts: list[Name] = []
 
 
 class Figures(Closed):
@@ -133,6 +143,7 @@ class Study(Closed):
     alpacaeval: dict[Name, AlpacaEval] = {}
     decoding: dict[Name, Decoding] = {}
     probes: dict[Name, Probe] = {}
+    evidence: dict[Name, Evidence] = {}
     tables: Tables = Tables()
     figures: Figures = Figures()
     probe: list[Name] = []  # the probes of this run
@@ -163,9 +174,15 @@ class Study(Closed):
             self._decoding(f"decoding.{key}", decoding)
         for key, probe in self.probes.items():
             _known(f"probes.{key}.dataset", probe.dataset, self.datasets)
+        for key, evidence in self.evidence.items():
+            for part in ("probe", "reward_models", "implicit_rewards"):
+                if (named := getattr(evidence, part)) is not None:
+                    known = self.probes if part == "probe" else getattr(self, part)
+                    _known(f"evidence.{key}.{part}", named, known)
+        shown: dict[str, Collection[str]] = {"table3": self.alpacaeval, "verdicts": self.evidence}
         for table, names in self.tables.model_dump().items():
             for name in names:
-                _known(f"tables.{table}", name, self.alpacaeval if table == "table3" else self.reward_models)
+                _known(f"tables.{table}", name, shown.get(table, self.reward_models))
         for figure, names in self.figures.model_dump().items():
             for name in names:
                 decoded = figure in ("figure3", "figure4")

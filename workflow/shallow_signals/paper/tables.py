@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from shallow_signals.config.statistics import Statistics
 from shallow_signals.config.truncation import parse
@@ -19,9 +17,6 @@ from shallow_signals.evaluation.accuracy import (
     join,
     length_baseline,
     on_same_pairs,
-    outcomes,
-    read_scores,
-    tests_of,
 )
 from shallow_signals.evaluation.rewardbench import Line, Rule, score
 from shallow_signals.evaluation.statistics import (
@@ -33,34 +28,10 @@ from shallow_signals.evaluation.statistics import (
     mean_over_runs,
 )
 from shallow_signals.paper.layout import Cell, Row, Table, computed, in_order, label_of, marked
+from shallow_signals.paper.score_files import ScoreFiles, Scores
 
-Scores = Mapping[tuple[str, str, int], Path]  # (experiment, truncation, seed) to the score file of one test set
 NOT_RUN = "not part of this experiment's runs"
 NOT_TESTED = {"full": "no score on full responses", "kept": "no score on what was kept"}
-
-
-class _Files:
-    """Score files by experiment and truncation, each read once."""
-
-    def __init__(self, paths: Scores) -> None:
-        self.paths = paths
-        self._tables: dict[tuple[str, str], dict[int, pa.Table]] = {}
-
-    def truncations(self, experiment: str) -> list[str]:
-        return in_order(truncation for name, truncation, _ in self.paths if name == experiment)
-
-    def outcomes(self, experiment: str, truncation: str, test: str) -> Outcomes | None:
-        """None where the test wasn't run. Responses kept whole are "kept" as they are "full"."""
-        key = (experiment, truncation)
-        if key not in self._tables:
-            paths = {seed: path for (*name, seed), path in sorted(self.paths.items()) if tuple(name) == key}
-            self._tables[key] = {seed: read_scores(path) for seed, path in paths.items()}
-        tables = self._tables[key]
-        if not tables:
-            return None
-        held = tests_of(tables)
-        used = "full" if test == "kept" and "kept" not in held and parse(truncation).keeps_text else test
-        return outcomes(tables, used, f"{experiment}/{truncation}") if used in held else None
 
 
 def table1(scores: Scores, labels: Mapping[str, str], rules: Sequence[Rule], settings: Statistics = DEFAULTS) -> Table:
@@ -84,7 +55,7 @@ def table2(scores: Scores, labels: Mapping[str, str], settings: Statistics = DEF
     `labels` maps experiments to aspects. The average is the plain mean over aspects; a prompt that several aspects
     judge stays one cluster in its interval.
     """
-    files = _Files(scores)
+    files = ScoreFiles(scores)
     columns = _columns(files, labels)
     rows: list[Row] = []
     for experiment, label in labels.items():
@@ -115,7 +86,7 @@ def controls(
     ]
     if best:
         heads += [("best-full", "best possible, full"), ("best-kept", "best possible, kept")]
-    files = _Files(scores)
+    files = ScoreFiles(scores)
     rows: list[Row] = []
     for experiment, label in labels.items():
         names = files.truncations(experiment)
@@ -131,7 +102,7 @@ def controls(
 def _benchmark_table(
     name: str, caption: str, scores: Scores, labels: Mapping[str, str], rules: Sequence[Rule], settings: Statistics
 ) -> Table:
-    files = _Files(scores)
+    files = ScoreFiles(scores)
     columns = _columns(files, labels)
     rows: list[Row] = []
     for experiment, label in labels.items():
@@ -183,7 +154,7 @@ def _line_cell(line: Line | None, found: Outcomes | None, settings: Statistics) 
 
 
 def _heldout_row(
-    files: _Files, experiment: str, label: str, columns: list[str], test: str, settings: Statistics
+    files: ScoreFiles, experiment: str, label: str, columns: list[str], test: str, settings: Statistics
 ) -> Row:
     full = files.outcomes(experiment, "full", "full")
     known = files.truncations(experiment)
@@ -217,7 +188,9 @@ def _cell(
     )
 
 
-def _average_row(files: _Files, labels: Mapping[str, str], columns: list[str], test: str, settings: Statistics) -> Row:
+def _average_row(
+    files: ScoreFiles, labels: Mapping[str, str], columns: list[str], test: str, settings: Statistics
+) -> Row:
     full = _joined(files, labels, "full", "full")
     cells = []
     for column in columns:
@@ -230,7 +203,7 @@ def _average_row(files: _Files, labels: Mapping[str, str], columns: list[str], t
     return Row("Average", test, marked(cells), test=test)
 
 
-def _joined(files: _Files, labels: Mapping[str, str], truncation: str, test: str) -> Outcomes | str:
+def _joined(files: ScoreFiles, labels: Mapping[str, str], truncation: str, test: str) -> Outcomes | str:
     parts = {experiment: files.outcomes(experiment, truncation, test) for experiment in labels}
     absent = [labels[experiment] for experiment, part in parts.items() if part is None]
     if absent:
@@ -252,7 +225,7 @@ def _average_cell(found: Outcomes, full: Outcomes | None, settings: Statistics) 
 
 
 def _control_row(
-    files: _Files,
+    files: ScoreFiles,
     experiment: str,
     label: str,
     truncation: str,
@@ -280,7 +253,7 @@ def _control_row(
 
 
 def _shuffled_row(
-    files: _Files, experiment: str, label: str, names: list[str], width: int, settings: Statistics
+    files: ScoreFiles, experiment: str, label: str, names: list[str], width: int, settings: Statistics
 ) -> Row:
     """Mean over shuffles, tested on true labels; the interval is over shuffles (several seeds of one are averaged)."""
     parts = [part for name in names if (part := files.outcomes(experiment, name, "full")) is not None]
@@ -302,7 +275,7 @@ def _head_of_equal_size(truncation: str) -> str | None:
     return None
 
 
-def _columns(files: _Files, labels: Iterable[str]) -> list[str]:
+def _columns(files: ScoreFiles, labels: Iterable[str]) -> list[str]:
     names = in_order(name for experiment in labels for name in files.truncations(experiment))
     return [name for name in names if parse(name).kind != "shuffled"]
 

@@ -74,7 +74,9 @@ def accuracy_curves(found: Readings, spec: ImplicitReward, settings: Statistics)
         head = _correct(found, partial(implicit.margins_at_length, tokens=tokens))
         yield _row("length", "head", tokens, head, found, settings)
     lengths = np.array([[len(p.chosen) - len(p.rejected) for p in found.runs[0]]], dtype=np.float64)
-    yield _row("ratio", "longer", 100, implicit.correct(lengths), found, settings)
+    whole = _correct(found, partial(implicit.margins_at_ratio, percent=100))
+    longer = implicit.correct(lengths).repeat(len(whole), axis=0)
+    yield _row("ratio", "longer", 100, longer, found, settings, whole)
 
 
 def _correct(found: Readings, margins: Margins) -> Doubles:

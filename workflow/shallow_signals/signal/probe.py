@@ -11,7 +11,7 @@ on each.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from shallow_signals.config.probe import Probe
 from shallow_signals.config.statistics import Statistics
 from shallow_signals.data.pairs import uniform_hash
+from shallow_signals.evaluation.place import Place, place_of
 from shallow_signals.evaluation.statistics import Estimate, cluster_bootstrap_mean, mean_over_runs, paired_difference
 from shallow_signals.signal.probe_folds import Fold, Split, make_splits, tested_rows
 from shallow_signals.signal.probe_texts import Words, cut, features, hash_words, window_offsets
@@ -30,7 +31,6 @@ PENALTY = 3.0  # C of LogisticRegression; from 1 to 10 the accuracies on real da
 
 COMPARABLE = Statistics().comparable_margin
 
-Verdict = Literal["early", "late", "everywhere", "length", "undecided"]
 Floats = NDArray[np.float64]
 Cell = tuple[str, int, str]  # train_side, ratio in percent, test
 
@@ -222,29 +222,20 @@ def _columns(name: str, estimate: Estimate) -> dict[str, float]:
     return {name: estimate.value, f"{prefix}low": estimate.low, f"{prefix}high": estimate.high}
 
 
-def verdict(frame: pd.DataFrame, split: Split = "plain", margin: float = COMPARABLE) -> Verdict:
-    """What `run_probe`'s table says about one split, by its paired intervals; the first that applies:
+def verdict(frame: pd.DataFrame, split: Split = "plain", margin: float = COMPARABLE) -> Place:
+    """What `run_probe`'s table says about one split (`evaluation.place`), with the length baseline that is learnt.
 
-    * `length`: the learnt length baseline beats one half and is at most `margin` worse than the full model, interval
-      and all. Where length does as well as the words, the words prove nothing about a place.
-    * `undecided`: the full model does not beat one half.
-    * `early` / `late`: head minus tail, trained and tested on what was kept at the ratio nearest to 50%, lies above /
-      below zero.
-    * `everywhere`: that difference lies within `margin` of zero, on both sides.
-    * `undecided`: anything else.
+    Head and tail are those at the ratio nearest to 50%, trained and tested on what was kept.
     """
     full, length = _cell(frame, split, "full", 100, "full"), _cell(frame, split, "length", 100, "length")
-    if length.low > 0.5 and length.difference_to_full_low > -margin:
-        return "length"
     tail = _tail(frame, split)
-    if not full.low > 0.5 or tail is None:
-        return "undecided"
-    low, high = -tail.difference_to_head_high, -tail.difference_to_head_low
-    if low > 0:
-        return "early"
-    if high < 0:
-        return "late"
-    return "everywhere" if low > -margin and high < margin else "undecided"
+    return place_of(
+        (full.low, full.high),
+        (length.low, length.high),
+        (length.difference_to_full_low, length.difference_to_full_high),
+        None if tail is None else (-tail.difference_to_head_high, -tail.difference_to_head_low),
+        margin,
+    )
 
 
 def summary(frame: pd.DataFrame, margin: float = COMPARABLE) -> dict[str, Any]:
