@@ -10,7 +10,7 @@ LOCK := requirements.lock envs/without-dependencies.txt
 export PYTHONHASHSEED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: env demo small test lint unit workflow e2e dry-run schema pin clean
+.PHONY: env demo small test lint unit workflow e2e dry-run schema pin publish clean
 
 env: $(READY)
 
@@ -60,6 +60,11 @@ schema: $(READY)
 # Look up the revision of every hub repository of config.yaml (needs the network) and keep it in pins.json.
 pin: $(READY)
 	$(BIN)/python -m shallow_signals.config.pin config.yaml
+
+# Copy a finished run's results page, with its tables and figures, to docs/results/<run>/.
+RUN ?= small
+publish: $(READY)
+	$(BIN)/python -m shallow_signals.paper.publish results/$(RUN) docs/results/$(RUN)
 
 clean:
 	rm -rf results/demo logs/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -25,6 +25,7 @@ localrules:
     figure5,
     tables,
     probe,
+    page,
     write_config,
 
 

@@ -80,8 +80,8 @@ def resources_for(minimum):
     return lambda wildcards, attempt: minimum * 2 ** (attempt - 1)
 
 
-def targets():
-    """What `all` makes: every table, figure, probe and check that the configuration selects."""
+def shown_results():
+    """Every table, figure and probe that the configuration selects."""
     names = STUDY.tables
     wanted = [
         name
@@ -96,7 +96,13 @@ def targets():
     paths += [
         results(f"probe/{name}.{suffix}") for name in STUDY.probe for suffix in ("csv", "json", "png", "pdf")
     ]
-    return paths + [results(f"checks/{name}.csv") for name in STUDY.checks]
+    return paths
+
+
+def targets():
+    """What `all` makes: what the run shows, its page, and the checks."""
+    page = [results("README.md")] if STUDY.page else []
+    return [*shown_results(), *page, *(results(f"checks/{name}.csv") for name in STUDY.checks)]
 
 
 def unpinned():

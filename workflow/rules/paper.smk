@@ -1,7 +1,7 @@
 # Tables, figures and checks: arithmetic on per-row scores, nothing else.
 #
 # Needs: evaluations/reward/**.parquet.
-# Makes: tables/{table}.csv, .md, .tex; tables/verdicts.*; figures/reward_by_cut.csv, .png, .pdf; checks/{check}.csv
+# Makes: tables/{table}.csv, .md, .tex; tables/verdicts.*; README.md, run.json; figures/reward_by_cut.csv, .png, .pdf; checks/{check}.csv
 
 
 rule make_table:
@@ -151,6 +151,31 @@ rule figure5:
     """The same on responses that people wrote."""
     input:
         multiext(results("figures/figure5"), ".csv", ".png", ".pdf"),
+
+
+rule write_page:
+    """The results page: every table and figure with a reading of it, and where they come from."""
+    input:
+        shown=shown_results(),
+        code=code("paper.page", "paper.run_facts", script="write_page"),
+    output:
+        page=results("README.md"),
+        facts=results("run.json"),
+    log:
+        log_of("write_page"),
+    conda:
+        "../../envs/core.yaml"
+    params:
+        run=STUDY.run,
+        page=plain(STUDY.page) if STUDY.page else {},
+    script:
+        "../scripts/write_page.py"
+
+
+rule page:
+    """The results page."""
+    input:
+        results("README.md"),
 
 
 rule table1:

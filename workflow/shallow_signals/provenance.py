@@ -24,8 +24,7 @@ def sidecar(params: dict[str, Any], hashes: dict[str, str], **facts: Any) -> dic
     """
     canonical = json.dumps(params, sort_keys=True, default=str)
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        **commit(),
         "params": params,
         "params_hash": hashlib.sha256(canonical.encode()).hexdigest()[:16],
         "inputs": hashes,
@@ -33,6 +32,14 @@ def sidecar(params: dict[str, Any], hashes: dict[str, str], **facts: Any) -> dic
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         **facts,
+    }
+
+
+def commit() -> dict[str, Any]:
+    """The commit that the library stands at (None outside a repository), and whether files differ from it."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
 
 

@@ -84,6 +84,13 @@ class Evidence(Closed):
     implicit_rewards: Name | None = None
 
 
+class Page(Closed):
+    """The head of the results page."""
+
+    title: str
+    summary: str
+
+
 class Tables(Closed):
     """Which experiments each table shows (Table 3: AlpacaEval comparisons; verdicts: evidence); empty: left out."""
 
@@ -147,6 +154,7 @@ class Study(Closed):
     tables: Tables = Tables()
     figures: Figures = Figures()
     probe: list[Name] = []  # the probes of this run
+    page: Page | None = None  # results/<run>/README.md; null: none is written
     checks: list[Literal["planted", "shuffled"]] = []  # instruments held against a known truth
 
     @model_validator(mode="after")

@@ -1,0 +1,107 @@
+"""The results page: every number on it stands in the data, and a page that disagrees with its data is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from shallow_signals.evaluation.statistics import Estimate
+from shallow_signals.files import InputError, write_json
+from shallow_signals.paper.layout import Cell, Row, Table
+from shallow_signals.paper.page import publish, render_page, write_page
+from shallow_signals.paper.render import write_table
+from shallow_signals.paper.run_facts import run_facts
+from shallow_signals.signal.curves import COLUMNS
+from workflow_copy import ROOT
+
+PUBLISHED = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/run.json"))
+NUMBER = re.compile(r"(?<![\w.])[+-]?\d+\.\d{3}(?!\d)")
+
+
+def estimate(value: float) -> Estimate:
+    return Estimate(value, value - 0.031, value + 0.029, 400, 300, "made up")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    results = tmp_path / "results"
+    cells = (
+        Cell(estimate(0.612), seeds=(1,)),
+        Cell(estimate(0.587), difference=estimate(-0.025), verdict="undecided", seeds=(1,)),
+    )
+    heads = (("full", "Original Dataset"), ("head50", "50%"))
+    rows = (Row("Harmless", "Total, partial (20 of 23 subsets)", cells),)
+    write_table(Table("table1", "Some table.", ("Dataset", "Dimension"), heads, rows), results / "tables/table1")
+    rows = (Row("Harmless", "probe: early", (cells[0],)), Row("Harmless", "reward model: undecided", (cells[0],)))
+    write_table(
+        Table("verdicts", "Verdicts.", ("Dataset", "Instrument"), (("whole", "whole"),), rows),
+        results / "tables/verdicts",
+    )
+    curve = [
+        ("ratio", "head", x, 0.5 + x / 1000, 0.4, 0.7, 400, 300, 1, 0, None, None, None) for x in (25, 50, 90, 100)
+    ]
+    curve += [("ratio", "tail", 50, 0.533, 0.5, 0.571, 400, 300, 1, 0, -0.017, -0.044, 0.013)]
+    (results / "figures").mkdir()
+    pd.DataFrame(curve, columns=COLUMNS).assign(label="Harmless").to_csv(results / "figures/figure2.csv", index=False)
+    (results / "figures/figure2.png").write_bytes(b"png")
+    (results / "benchmarks/train").mkdir(parents=True)
+    (results / "benchmarks/train/one.tsv").write_text("s\tmax_rss\n12.5\t800\n")
+    (results / "benchmarks/train/two.tsv").write_text("s\tmax_rss\n7.5\t-\n")
+    write_json(
+        results / "run.json",
+        run_facts("some", {"title": "A study", "summary": "What it is."}, results / "benchmarks"),
+    )
+    write_page(results)
+    return results
+
+
+def test_every_number_stands_in_the_data(folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    known = set()
+    for table in folder.rglob("*.csv"):
+        for value in pd.read_csv(table).select_dtypes("number").to_numpy().ravel():
+            known.update((f"{value:.3f}", f"{value:+.3f}"))
+    said = NUMBER.findall("\n".join(line for line in text.splitlines() if not line.startswith("|")))
+    assert len(said) > 10
+    assert set(said) <= known
+
+
+def test_what_it_says(folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    assert text.startswith("# A study\n\nWhat it is.")
+    assert "0.612 [0.581, 0.641] for models of whole responses" in text
+    assert "difference -0.025 [-0.056, +0.004], undecided" in text
+    assert "within 2 points of that from 90% on" in text  # .59 against .60, while .55 is too far
+    assert "The instruments do not say the same" in text
+    assert "| train | 2 | 20 | 800 |" in text
+    assert "figures/figure2.png" in text and "figure5" not in text
+
+
+def test_a_page_is_published_with_its_data(folder: Path, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    (docs / "figures").mkdir(parents=True)
+    (docs / "figures" / "old.png").write_bytes(b"of an earlier run")
+    publish(folder, docs)
+    assert render_page(docs) == (docs / "README.md").read_text() == (folder / "README.md").read_text()
+    assert not (docs / "figures" / "old.png").exists()
+    assert not (docs / "benchmarks").exists()
+
+
+def test_a_page_that_disagrees_is_refused(folder: Path, tmp_path: Path) -> None:
+    page = folder / "README.md"
+    page.write_text(page.read_text().replace("0.612", "0.712"))
+    with pytest.raises(InputError, match="older than its data"):
+        publish(folder, tmp_path / "docs")
+
+
+@pytest.mark.parametrize("published", PUBLISHED, ids=lambda path: path.name)
+def test_published_pages_agree_with_their_data(published: Path) -> None:
+    assert (published / "README.md").read_text() == render_page(published)
+
+
+def test_a_folder_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no run\.json"):
+        render_page(tmp_path)

@@ -1,0 +1,141 @@
+"""What the results say, in sentences: each is made from a table's CSV file, and every number in it stands there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+CLOSE = 0.02  # "close to its final value", of an accuracy
+
+
+def benchmark(frame: pd.DataFrame) -> Iterator[str]:
+    """Tables 1 and 4: the total of models trained on full responses against those trained on parts."""
+    for group, part in _groups(frame, "group"):
+        total = part[part["row"].str.startswith("Total")]
+        full = total[total["name"] == "full"]
+        if full.empty or pd.isna(full["value"].iloc[0]):
+            yield f"**{group}**: no total for the model of full responses."
+            continue
+        rest = total[total["name"] != "full"].dropna(subset=["value", "difference"])
+        beyond = rest[(rest["difference_high"] < 0) | (rest["difference_low"] > 0)]
+        named = full["row"].iloc[0].removeprefix("Total").lstrip(", ") or "all sections"
+        text = f"**{group}** ({named}): {_score(full.iloc[0])} for models of whole responses"
+        head = rest[rest["name"] == "head50"]
+        if not head.empty:
+            text += f", {_score(head.iloc[0])} for their first half (difference {_difference(head.iloc[0])})"
+        yield f"{text}. {len(beyond)} of {len(rest)} other columns differ from the first beyond their interval."
+
+
+def heldout(frame: pd.DataFrame) -> Iterator[str]:
+    """Table 2 and the controls' accuracies: head against full, tested on what was kept."""
+    kept = frame[frame["tested_on"] == "kept"]
+    for group, part in _groups(kept, "group"):
+        full, head = part[part["name"] == "full"], part[part["name"] == "head50"]
+        if full.empty or head.empty:
+            continue
+        yield (
+            f"**{group}**: {_score(full.iloc[0])} for whole responses; the first half, tested on first halves, "
+            f"{_score(head.iloc[0])} (difference {_difference(head.iloc[0])})."
+        )
+
+
+def controls(frame: pd.DataFrame) -> Iterator[str]:
+    """The controls: what each truncation's model gets right on what it keeps, and the gap to the head of equal size."""
+    for group, part in _groups(frame, "group"):
+        said = []
+        for label, rows in _groups(part, "row"):
+            kept = rows[rows["column"] == "tested on kept"].dropna(subset=["value"])
+            gap = rows[rows["column"] == "minus head of equal size, kept"].dropna(subset=["value"])
+            if kept.empty:
+                continue
+            text = f"{label} {_score(kept.iloc[0])}"
+            if not gap.empty:
+                text += f" ({_signed(gap.iloc[0])} against the head)"
+            said.append(text)
+        if said:
+            yield f"**{group}**, tested on what training kept: " + "; ".join(said) + "."
+
+
+def verdicts(frame: pd.DataFrame) -> Iterator[str]:
+    """Early, everywhere, late or length, by instrument; and what to make of a disagreement."""
+    for group, part in _groups(frame, "group"):
+        said = list(dict.fromkeys(part["row"]))
+        yield f"**{group}**: " + "; ".join(said) + "."
+        places = {label.split(": ", 1)[1] for label in said}
+        if len(places) > 1:
+            yield (
+                "The instruments do not say the same. The probe reads every pair and sees only which words occur; the "
+                "reward models are trained anew on each part, from few pairs; the implicit reward is one policy, "
+                "trained on whole responses and then read at parts of them, so that its tail is judged with the head "
+                "in view."
+            )
+
+
+def implicit(frame: pd.DataFrame) -> Iterator[str]:
+    """Figures 2 and 5: where the accuracy of the implicit reward comes to its final value."""
+    for label, part in _groups(frame, "label"):
+        head = part[(part["axis"] == "ratio") & (part["curve"] == "head")].sort_values("x")
+        last = head.iloc[-1]
+        reached = head[head["accuracy"] >= last["accuracy"] - CLOSE]["x"].min()
+        text = (
+            f"**{label}** ({last['n']:,} pairs): {_accuracy(last)} on whole responses; within {100 * CLOSE:g} points "
+            f"of that from {reached:g}% on"
+        )
+        for curve in ("tail", "min_length"):
+            row = part[(part["axis"] == "ratio") & (part["curve"] == curve) & (part["x"] == 50)]
+            if not row.empty:
+                name = {"tail": "The last half", "min_length": "Halves of the shorter one's length"}[curve]
+                gap = _interval(row.iloc[0], "to_head", sign="+")
+                text += f". {name}: {_accuracy(row.iloc[0])}, {gap} against the first half"
+        longer = part[part["curve"] == "longer"]
+        if not longer.empty:
+            text += f". The longer one wins {_accuracy(longer.iloc[0])}"
+        yield f"{text}."
+
+
+def probe(frame: pd.DataFrame) -> Iterator[str]:
+    """The probe on whole responses, on first and last halves, and on lengths alone."""
+    for split, part in _groups(frame, "split"):
+        full = _first(part, train_side="full", test="full")
+        length = _first(part, train_side="length", test="length")
+        text = f"{full['n']:,} pairs, {split.replace('_', ' ')}: {_accuracy(full)}; length alone {_accuracy(length)}"
+        for side, name in (("head", "first half"), ("tail", "last half")):
+            rows = part[(part["train_side"] == side) & (part["ratio"] == 50) & (part["test"] == "kept")]
+            if not rows.empty:
+                text += f"; {name} {_accuracy(rows.iloc[0])}"
+        yield f"{text}."
+
+
+def _groups(frame: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    for name in dict.fromkeys(frame[column]):
+        yield str(name), frame[frame[column] == name]
+
+
+def _first(frame: pd.DataFrame, **wanted: Any) -> Any:
+    for column, value in wanted.items():
+        frame = frame[frame[column] == value]
+    return frame.iloc[0]
+
+
+def _score(row: Any) -> str:
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def _accuracy(row: Any) -> str:
+    return _interval(row, "accuracy")
+
+
+def _interval(row: Any, name: str, sign: str = "") -> str:
+    prefix = "" if name == "accuracy" else f"{name}_"
+    return f"{row[name]:{sign}.3f} [{row[f'{prefix}low']:{sign}.3f}, {row[f'{prefix}high']:{sign}.3f}]"
+
+
+def _signed(row: Any) -> str:
+    return f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def _difference(row: Any) -> str:
+    verdict = f", {row['verdict']}" if isinstance(row["verdict"], str) and row["verdict"] else ""
+    return f"{_interval(row, 'difference', '+')}{verdict}"
