@@ -14,6 +14,8 @@ def test_paper_plan_names_every_table(workflow: Workflow) -> None:
     assert planned["make_table"] == 3
     assert planned["provide_model"] == 3  # Gemma, and the policy and reference of Figures 2 and 5
     assert planned["draw_implicit_rewards"] == 2
+    assert planned["gather_position"] == planned["compare_ranks"] == 2
+    assert planned["choose_examples"] == planned["draw_examples"] == planned["draw_position"] == 1
 
 
 @pytest.mark.parametrize("profile", ["demo", "small"])
@@ -23,7 +25,9 @@ def test_profile_plans(workflow: Workflow, profile: str) -> None:
     assert planned["run_probe"] >= 1
 
 
-@pytest.mark.parametrize("target", ["table1", "table2", "table4", "tables", "probe", "figure2", "figure5"])
+@pytest.mark.parametrize(
+    "target", ["table1", "table2", "table4", "tables", "probe", "figure1", "figure2", "figure5", "position"]
+)
 def test_named_targets(workflow: Workflow, target: str) -> None:
     assert workflow.planned("--configfile", "micro.yaml", "--", target)
 

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 from snakemake.exceptions import WorkflowError
 
 from shallow_signals.config.load import ConfigError, load_study
+from shallow_signals.config.truncation import HALVES
 from shallow_signals.config.truncation import PATTERN as TRUNCATION_PATTERN
 from shallow_signals.config.truncation import parse as parse_truncation
 from shallow_signals.provenance import code_of
@@ -91,7 +92,7 @@ def shown_results():
     paths = [results(f"tables/{name}.{suffix}") for name in wanted for suffix in ("csv", "md", "tex")]
     if reward_experiments():
         paths += [results(f"figures/reward_by_cut.{suffix}") for suffix in ("csv", "png", "pdf")]
-    figures = [name for name in ("figure2", "figure3", "figure4", "figure5") if getattr(STUDY.figures, name)]
+    figures = [name for name in type(STUDY.figures).model_fields if getattr(STUDY.figures, name)]
     paths += [results(f"figures/{name}.{suffix}") for name in figures for suffix in ("csv", "png", "pdf")]
     paths += [
         results(f"probe/{name}.{suffix}") for name in STUDY.probe for suffix in ("csv", "json", "png", "pdf")

@@ -184,7 +184,8 @@ def dpo_experiments():
 
 def implicit_rewards():
     """Names of the implicit rewards of this run, in the figures' order."""
-    return list(dict.fromkeys([*STUDY.figures.figure2, *STUDY.figures.figure5, *weighed("implicit_rewards")]))
+    shown_in = STUDY.figures.figure1, STUDY.figures.figure2, STUDY.figures.figure5, STUDY.figures.position
+    return list(dict.fromkeys([*(name for names in shown_in for name in names), *weighed("implicit_rewards")]))
 
 
 def evidence_inputs():
@@ -247,7 +248,7 @@ def logprob_params(dataset, model, part):
     return {
         "cuts": sorted(cuts),
         "max_length": max([i.max_length for i in users] + [r.max_length for r in recipes]),
-        "compute": recipes[0].compute if recipes else "auto",
+        "compute": compute_of(dataset),
         "bos": STUDY.models[model].bos,
         "split": None if part == "all" else part,
     }
@@ -260,6 +261,12 @@ def base_part(dataset):
     return "all" if trained or any(i.dataset == dataset and i.part == "all" for i in users) else "test"
 
 
+def compute_of(dataset):
+    """The type of matrix products in which a data set is read: that of the policies trained on it."""
+    trained = [STUDY.dpo_recipes[d.recipe].compute for d in STUDY.dpo.values() if d.dataset == dataset]
+    return trained[0] if trained else "auto"
+
+
 def implicit_policies(name):
     """Files of log-probabilities of an implicit reward's policy: one a seed of a DPO experiment, or a base model's."""
     spec = STUDY.implicit_rewards[name]
@@ -269,16 +276,57 @@ def implicit_policies(name):
     return [results(f"logprobs/dpo/{spec.policy}/full/seed{s}/{spec.dataset}.parquet") for s in seeds]
 
 
+def implicit_models(name):
+    """Checkpoints of an implicit reward's policy, one a seed as `implicit_policies`, and of its reference."""
+    spec = STUDY.implicit_rewards[name]
+    reference = results(f"models/base/{reference_model(spec)}")
+    if spec.policy not in STUDY.dpo:
+        return [results(f"models/base/{spec.policy}")], reference
+    seeds = STUDY.dpo[spec.policy].seeds_of("full")
+    return [results(f"models/dpo/{spec.policy}/full/seed{s}") for s in seeds], reference
+
+
+def implicit_half(name, half):
+    """Log-probabilities of the policies trained on one half of the pairs (`topshare`), one a seed; none where there
+    are no two halves, or where pairs that they were trained on are read."""
+    spec = STUDY.implicit_rewards[name]
+    trained = STUDY.dpo.get(spec.policy)
+    if trained is None or spec.part == "all" or not set(HALVES) <= set(trained.truncations):
+        return []
+    first, second = (trained.seeds_of(h) for h in HALVES)
+    common = [s for s in first if s in second]
+    return [results(f"logprobs/dpo/{spec.policy}/{half}/seed{s}/{spec.dataset}.parquet") for s in common]
+
+
+def reference_model(spec):
+    """The base model that an implicit reward is measured against."""
+    return spec.reference or STUDY.dpo[spec.policy].model
+
+
 def implicit_reference(name):
     """The reference's file of log-probabilities."""
     spec = STUDY.implicit_rewards[name]
-    model = spec.reference or STUDY.dpo[spec.policy].model
-    return results(f"logprobs/base/{model}/{spec.dataset}.parquet")
+    return results(f"logprobs/base/{reference_model(spec)}/{spec.dataset}.parquet")
+
+
+def implicit_tokens(name):
+    """Tokens of an implicit reward's data set, as its reference reads them; they tell the split."""
+    spec = STUDY.implicit_rewards[name]
+    return results(f"data/{spec.dataset}/tokens/{reference_model(spec)}.parquet")
 
 
 def policy_part(policy, dataset):
     """Which pairs of a data set a DPO policy is read on."""
     parts = [i.part for i in STUDY.implicit_rewards.values() if i.policy == policy and i.dataset == dataset]
+    return "all" if "all" in parts else "test"
+
+
+def base_part(model, dataset):
+    """Which pairs of a data set a base model is read on: all where DPO is trained against it, or one figure asks."""
+    if any(d.model == model and d.dataset == dataset for d in STUDY.dpo.values()):
+        return "all"
+    users = [i for i in STUDY.implicit_rewards.values() if i.dataset == dataset]
+    parts = [i.part for i in users if model in (i.policy, reference_model(i))]
     return "all" if "all" in parts else "test"
 
 

@@ -1,7 +1,8 @@
 # Tables, figures and checks: arithmetic on per-row scores, nothing else.
 #
-# Needs: evaluations/reward/**.parquet.
-# Makes: tables/{table}.csv, .md, .tex; tables/verdicts.*; README.md, run.json; figures/reward_by_cut.csv, .png, .pdf; checks/{check}.csv
+# Needs: evaluations/reward/**.parquet, signal/**.csv.
+# Makes: tables/{table}.csv, .md, .tex; tables/verdicts.*; README.md, run.json; checks/{check}.csv
+#        figures/figure1.csv, .png, .pdf, and likewise figure2, figure5, position, reward_by_cut
 
 
 rule make_table:
@@ -119,7 +120,7 @@ rule draw_implicit_rewards:
     """Figure 2 or 5, from its tables alone."""
     input:
         tables=lambda w: [results(f"signal/{i}.csv") for i in getattr(STUDY.figures, w.figure)],
-        code=code("paper.implicit_figure", script="draw_implicit_rewards"),
+        code=code("paper.implicit_figure", "paper.gather", script="draw_implicit_rewards"),
     output:
         csv=results("figures/{figure}.csv"),
         png=report(
@@ -139,6 +140,61 @@ rule draw_implicit_rewards:
         labels=lambda w: [implicit_label(i) for i in getattr(STUDY.figures, w.figure)],
     script:
         "../scripts/draw_implicit_rewards.py"
+
+
+rule draw_examples:
+    """Figure 1, from its tables alone."""
+    input:
+        tables=[results(f"signal/{i}/examples.csv") for i in STUDY.figures.figure1],
+        code=code("paper.example_figure", "paper.gather", script="draw_examples"),
+    output:
+        csv=results("figures/figure1.csv"),
+        png=report(
+            results("figures/figure1.png"),
+            caption="../report/examples.rst",
+            category="Figures",
+            labels={"figure": "figure1"},
+        ),
+        pdf=results("figures/figure1.pdf"),
+    log:
+        log_of("draw_examples"),
+    conda:
+        "../../envs/core.yaml"
+    params:
+        labels=[implicit_label(i) for i in STUDY.figures.figure1],
+    script:
+        "../scripts/draw_examples.py"
+
+
+rule draw_position:
+    """The signal by position, from its tables alone."""
+    input:
+        positions=[results(f"signal/{i}/position.csv") for i in STUDY.figures.position],
+        ranks=[results(f"signal/{i}/ranks.csv") for i in STUDY.figures.position],
+        code=code("paper.position_figure", "paper.gather", script="draw_position"),
+    output:
+        csv=results("figures/position.csv"),
+        png=report(
+            results("figures/position.png"),
+            caption="../report/position.rst",
+            category="Figures",
+            labels={"figure": "position"},
+        ),
+        pdf=results("figures/position.pdf"),
+    log:
+        log_of("draw_position"),
+    conda:
+        "../../envs/core.yaml"
+    params:
+        labels=[implicit_label(i) for i in STUDY.figures.position],
+    script:
+        "../scripts/draw_position.py"
+
+
+rule figure1:
+    """Example pairs, their tokens shaded by what the policy adds to the reference."""
+    input:
+        multiext(results("figures/figure1"), ".csv", ".png", ".pdf"),
 
 
 rule figure2:
@@ -176,6 +232,12 @@ rule page:
     """The results page."""
     input:
         results("README.md"),
+
+
+rule position:
+    """The signal by position."""
+    input:
+        multiext(results("figures/position"), ".csv", ".png", ".pdf"),
 
 
 rule table1:

@@ -1,9 +1,9 @@
-# Where the signal sits: the probe (before any model is trained), and implicit rewards at every cut.
+# Where the signal sits: the probe (before any model is trained), implicit rewards at every cut and position.
 #
 # Needs: data/{dataset}/pairs.parquet, data/{dataset}/tokens/{model}.parquet, models/base/, models/dpo/.
 # Makes: probe/{probe}.csv, .json (its verdict), .png, .pdf
 #        logprobs/base/{model}/{dataset}.parquet, logprobs/dpo/{experiment}/{truncation}/seed{seed}/{dataset}.parquet
-#        signal/{implicit}.csv
+#        signal/{implicit}.csv, signal/{implicit}/position.csv, signal/{implicit}/ranks.csv, signal/{implicit}/examples.csv
 
 
 rule run_probe:
@@ -112,7 +112,10 @@ rule gather_implicit_rewards:
     """Accuracy of implicit rewards at every cut: arithmetic on log-probabilities."""
     input:
         policies=lambda w: implicit_policies(w.implicit),
+        half1=lambda w: implicit_half(w.implicit, "half1"),
+        half2=lambda w: implicit_half(w.implicit, "half2"),
         reference=lambda w: implicit_reference(w.implicit),
+        tokens=lambda w: implicit_tokens(w.implicit),
         code=code("signal.curves", script="gather_implicit_rewards"),
     output:
         csv=results("signal/{implicit}.csv"),
@@ -125,3 +128,80 @@ rule gather_implicit_rewards:
         statistics=plain(STUDY.statistics),
     script:
         "../scripts/gather_implicit_rewards.py"
+
+
+rule gather_position:
+    """The signal by position, how much of the whole is reached where, and how concentrated it is."""
+    input:
+        policies=lambda w: implicit_policies(w.implicit),
+        reference=lambda w: implicit_reference(w.implicit),
+        tokens=lambda w: implicit_tokens(w.implicit),
+        code=code("signal.position_table", script="gather_position"),
+    output:
+        csv=results("signal/{implicit}/position.csv"),
+    log:
+        log_of("gather_position/{implicit}"),
+    conda:
+        "../../envs/core.yaml"
+    resources:
+        mem_mb=resources_for(16000),
+        runtime=resources_for(120),
+    params:
+        part=lambda w: STUDY.implicit_rewards[w.implicit].part,
+        positions=lambda w: STUDY.implicit_rewards[w.implicit].positions,
+        ratios=lambda w: STUDY.implicit_rewards[w.implicit].ratios,
+        statistics=plain(STUDY.statistics),
+    script:
+        "../scripts/gather_position.py"
+
+
+rule compare_ranks:
+    """How far the policy's likeliest token is from the top of its reference's, by position, on some responses."""
+    input:
+        policies=lambda w: implicit_models(w.implicit)[0],
+        reference=lambda w: implicit_models(w.implicit)[1],
+        logprobs=lambda w: implicit_policies(w.implicit)[0],
+        tokens=lambda w: implicit_tokens(w.implicit),
+        code=code("signal.ranks", script="compare_ranks"),
+    output:
+        csv=results("signal/{implicit}/ranks.csv"),
+    log:
+        log_of("compare_ranks/{implicit}"),
+    benchmark:
+        benchmark_of("compare_ranks/{implicit}")
+    conda:
+        "../../envs/core.yaml"
+    resources:
+        mem_mb=resources_for(64000),
+        runtime=resources_for(120),
+    params:
+        part=lambda w: STUDY.implicit_rewards[w.implicit].part,
+        pairs=lambda w: STUDY.implicit_rewards[w.implicit].rank_pairs,
+        compute=lambda w: compute_of(STUDY.implicit_rewards[w.implicit].dataset),
+        positions=lambda w: STUDY.implicit_rewards[w.implicit].positions,
+        statistics=plain(STUDY.statistics),
+    script:
+        "../scripts/compare_ranks.py"
+
+
+rule choose_examples:
+    """The pairs of Figure 1, with their tokens."""
+    input:
+        policy=lambda w: implicit_policies(w.implicit)[0],
+        reference=lambda w: implicit_reference(w.implicit),
+        tokens=lambda w: implicit_tokens(w.implicit),
+        pairs=lambda w: results(f"data/{STUDY.implicit_rewards[w.implicit].dataset}/pairs.parquet"),
+        code=code("signal.examples", script="choose_examples"),
+    output:
+        csv=results("signal/{implicit}/examples.csv"),
+    log:
+        log_of("choose_examples/{implicit}"),
+    conda:
+        "../../envs/core.yaml"
+    resources:
+        mem_mb=resources_for(16000),
+        runtime=resources_for(30),
+    params:
+        part=lambda w: STUDY.implicit_rewards[w.implicit].part,
+    script:
+        "../scripts/choose_examples.py"

@@ -10,9 +10,14 @@ with job(snakemake):
     from shallow_signals.config.statistics import Statistics
     from shallow_signals.config.study import ImplicitReward
     from shallow_signals.files import write_text
-    from shallow_signals.signal.curves import COLUMNS, accuracy_curves, read_ratios
+    from shallow_signals.signal.curves import COLUMNS, accuracy_curves
+    from shallow_signals.signal.ratios import read_ratios
 
-    found = read_ratios([Path(path) for path in snakemake.input.policies], Path(snakemake.input.reference))
+    policies, *halves = (list(map(Path, snakemake.input.get(name))) for name in ("policies", "half1", "half2"))
     spec = ImplicitReward.model_validate(snakemake.params.implicit)
-    rows = accuracy_curves(found, spec, Statistics.model_validate(snakemake.params.statistics))
+    tokens, reference = Path(snakemake.input.tokens), Path(snakemake.input.reference)
+    read = read_ratios([*policies, *halves[0], *halves[1]], reference, tokens, spec.part)
+    found, first, second = read.split(len(policies), len(halves[0]))
+    settings = Statistics.model_validate(snakemake.params.statistics)
+    rows = accuracy_curves(found, spec, settings, (first, second) if halves[0] else None)
     write_text(Path(snakemake.output.csv), pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False))

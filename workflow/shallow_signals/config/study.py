@@ -61,8 +61,12 @@ class DPOExperiment(Experiment):
     """DPO policies; the base model is each one's reference."""
 
 
+# Every position where most responses still run, then ever fewer of them.
+POSITIONS = [*range(1, 65), *range(72, 129, 8), *range(160, 257, 32), *range(320, 513, 64), 640, 768, 1024]
+
+
 class ImplicitReward(Closed):
-    """Implicit rewards of a policy on one data set, at every cut (Figures 2 and 5)."""
+    """Implicit rewards of a policy on one data set, at every cut (Figures 2 and 5) and position (Figure 1)."""
 
     label: str | None = None  # null: the data set's label
     dataset: Name
@@ -72,6 +76,8 @@ class ImplicitReward(Closed):
     beta: float = Field(default=0.1, gt=0)
     ratios: list[Percent] = [5, 10, 15, 20, 25, 30, 33, 40, 50, 60, 70, 80, 90, 100]
     lengths: list[Annotated[int, Field(ge=1)]] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    positions: list[Annotated[int, Field(ge=1)]] = POSITIONS  # 1-based: where the signal by position is read
+    rank_pairs: int = Field(default=500, ge=1)  # pairs on which both models' likeliest tokens are compared
     max_length: int = Field(default=8192, ge=8)
 
 
@@ -103,12 +109,14 @@ class Tables(Closed):
 
 
 class Figures(Closed):
-    """Which implicit rewards (2, 5) and decodings (3, 4) each figure shows; an empty list leaves the figure out."""
+    """Which implicit rewards (1, 2, 5, position) and decodings (3, 4) each figure shows; an empty list: no figure."""
 
+    figure1: list[Name] = []  # example pairs, their tokens shaded
     figure2: list[Name] = []
     figure3: list[Name] = []
     figure4: list[Name] = []
     figure5: list[Name] = []
+    position: list[Name] = []  # the signal by position
 
 
 class Study(Closed):
@@ -195,6 +203,8 @@ class Study(Closed):
             for name in names:
                 decoded = figure in ("figure3", "figure4")
                 _known(f"figures.{figure}", name, self.decoding if decoded else self.implicit_rewards)
+            if figure not in ("figure3", "figure4"):
+                self._told_apart(f"figures.{figure}", names)
         for name in self.probe:
             _known("probe", name, self.probes)
         return self
@@ -210,6 +220,13 @@ class Study(Closed):
     def _implicit(self, where: str, implicit: ImplicitReward) -> None:
         _known(f"{where}.dataset", implicit.dataset, self.datasets)
         self._policy(where, implicit)
+
+    def _told_apart(self, where: str, names: list[str]) -> None:
+        rewards = [self.implicit_rewards[name] for name in names]
+        labels = [reward.label or self.datasets[reward.dataset].label for reward in rewards]
+        for name, label in zip(names, labels, strict=True):
+            if labels.count(label) > 1:
+                raise ValueError(f"{where}: '{name}' and another are both called '{label}'; give it a label of its own")
 
     def _decoding(self, where: str, decoding: Decoding) -> None:
         _known(f"{where}.instructions", decoding.instructions, self.instructions)

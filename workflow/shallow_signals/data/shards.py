@@ -73,9 +73,10 @@ def write_shards(
     `tokens` has the schema `models.tokens.TOKENS`, `pairs` is the file that it was made of; `retokenize` gives the ids
     of texts without BOS and closing. Windows lie at the same relative place in both responses of a pair. Pairs that are
     equal after the cut are left out. `pairs50` keeps whole training pairs, in the order of a hash, for as long as their
-    response tokens fit into those of `head50`; `shuffled1` swaps chosen and rejected in about half of the training
-    pairs. Returns the manifest (see `_summary` for its counts). Raises `InputError` if no training pair is left,
-    `ValueError` for truncations that are for scoring only.
+    response tokens fit into those of `head50`; `half1` and `half2` keep the training pairs of one half of the prompts
+    each, by hash; `shuffled1` swaps chosen and rejected in about half of the training pairs. Returns the manifest (see
+    `_summary` for its counts). Raises `InputError` if no training pair is left, `ValueError` for truncations that are
+    for scoring only.
     """
     if truncation.kind == "topshare":
         raise ValueError(f"'{truncation.name}' is for scoring only")
@@ -86,6 +87,8 @@ def write_shards(
     for batch in _batches(tokens, pairs):
         for split in SPLITS:
             table = batch.filter(pc.equal(batch["split"], split))
+            if truncation.kind == "half" and split == "train":
+                table = _one_half(table, truncation.number, counts[split])
             parts[split].append(_cut_pairs(table, truncation, retokenize, metadata["strips"], counts[split], split))
             if truncation.kind == "pairs" and split == "train":
                 budget += _kept_tokens(table, replace(truncation, kind="cut"))
@@ -232,6 +235,14 @@ def _within_budget(table: pa.Table, budget: int, counts: Counter[str]) -> pa.Tab
     return table.take(np.sort(order[:pairs]))
 
 
+def _one_half(table: pa.Table, number: int, counts: Counter[str]) -> pa.Table:
+    """The pairs of the first (1) or second (2) half of the prompts."""
+    mine = [(uniform_hash("half", prompt) < 0.5) == (number == 1) for prompt in table["prompt_id"].to_pylist()]
+    counts["other_half"] += mine.count(False)
+    counts["pairs"] += mine.count(False)
+    return table.filter(pa.array(mine, pa.bool_()))
+
+
 def _conversations(prompts: pa.ChunkedArray, responses: list[str]) -> pa.ListArray:
     """Message lists: each prompt's turns and then its response as the assistant's."""
     lists = prompts.combine_chunks() if isinstance(prompts, pa.ChunkedArray) else prompts
@@ -276,5 +287,5 @@ def _summary(table: pa.Table, counts: Counter[str]) -> dict[str, Any]:
         "retokenized_differently": counts["retokenized"],
         "stripped_by_the_template": counts["stripped"],
     }
-    optional = ("swapped", "budget_tokens", "over_budget")
+    optional = ("swapped", "budget_tokens", "over_budget", "other_half")
     return summary | {name: counts[name] for name in optional if name in counts}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from shallow_signals.config.statistics import Statistics
 MIN_SEEDS = 3  # runs of a trained model below which nothing is said about the model, only about the run
 DEFAULTS = Statistics()
 UNIT = (0.0, 1.0)
+_BLOCK = 4_000_000  # cluster draws that stand in memory at once
 
 Floats = NDArray[np.float64]
 Alternative = Literal["two-sided", "greater", "less"]
@@ -266,13 +268,23 @@ def _contributions(rows: Floats, value: float, design: _Design) -> Floats:
 
 def _resampled(totals: Floats, settings: Statistics) -> Floats:
     """Sums of as many contributions drawn with replacement, [resamples]; in blocks, to bound the memory."""
+    if totals.size * settings.resamples <= _BLOCK:
+        return np.asarray(_times_drawn(totals.size, settings.resamples, settings.seed) @ totals)
     generator = np.random.default_rng(settings.seed)
-    block = max(1, 4_000_000 // totals.size)
+    block = max(1, _BLOCK // totals.size)
     sums = []
     for start in range(0, settings.resamples, block):
         drawn = generator.integers(0, totals.size, (min(block, settings.resamples - start), totals.size))
         sums.append(totals[drawn].sum(axis=1))
     return np.concatenate(sums)
+
+
+@lru_cache(maxsize=4)
+def _times_drawn(clusters: int, resamples: int, seed: int) -> Floats:
+    """How often each resample draws each cluster, [resamples, clusters]: a table's many estimates share the draws."""
+    drawn = np.random.default_rng(seed).integers(0, clusters, (resamples, clusters))
+    places = drawn + clusters * np.arange(resamples)[:, None]
+    return np.bincount(places.ravel(), minlength=resamples * clusters).reshape(resamples, clusters).astype(np.float64)
 
 
 def _constant(

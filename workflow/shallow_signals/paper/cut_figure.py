@@ -55,7 +55,7 @@ def _panel(axes: Axes, part: pd.DataFrame) -> None:
     for truncation, rows in part.groupby("truncation", sort=False):
         cut = parse(str(truncation))
         rows = rows.sort_values("kept_percent")
-        colour = SIDE_COLOURS["full"] if cut.kind in ("full", "shuffled") else _OTHERS.get(cut.kind)
+        colour = SIDE_COLOURS["full"] if cut.keeps_text and cut.kind != "pairs" else _OTHERS.get(cut.kind)
         colour = colour or SIDE_COLOURS[cut.side]
         # A shorter training cut is drawn lighter: one colour a side, one strength a length.
         strength = 1.0 if cut.ratio is None or cut.kind != "cut" else 0.3 + 0.7 * float(cut.ratio) / 0.5

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
 
-from shallow_signals.files import InputError, write_text
+from shallow_signals.files import InputError
 from shallow_signals.paper.style import (
     GREY,
     PAGE,
@@ -29,15 +29,8 @@ _BESIDE = {
 _NEEDED = {"label", "axis", "curve", "x", "accuracy", "low", "high", "n", "clusters", "seeds", "ties"}
 
 
-def gather(tables: Mapping[str, str], output: Path) -> None:
-    """Write one table of what a figure shows: the tables of `signal.curves`, each under its label."""
-    frames = [pd.read_csv(path).assign(label=label) for label, path in tables.items()]
-    frame = pd.concat(frames)
-    write_text(output, frame[["label", *frame.columns.drop("label")]].to_csv(index=False))
-
-
 def draw_implicit_rewards(table: Path, outputs: Sequence[Path]) -> None:
-    """Draw the table that `gather` wrote: a row of panels per data set, by share (left) and by tokens (right).
+    """Draw the gathered tables of `signal.curves`: a row of panels per data set, by share (left) and by tokens (right).
 
     Raises `InputError` for a table that lacks a column.
     """

@@ -88,7 +88,8 @@ def _rank(name: str) -> tuple[int, int, float, str]:
         side = {"head": 1, "tail": 2, "window": 3}[cut.side]
         form = 2 * (cut.length is not None) + (cut.unit == "char")
         return side, form, -float(cut.ratio or cut.length or 0), name
-    return {"min_length": 4, "pairs": 5, "topshare": 6, "shuffled": 7}[cut.kind], 0, -float(cut.ratio or 0), name
+    order = {"min_length": 4, "pairs": 5, "half": 6, "topshare": 7, "shuffled": 8}
+    return order[cut.kind], 0, -float(cut.ratio or 0), name
 
 
 def label_of(name: str) -> str:
@@ -107,6 +108,7 @@ def label_of(name: str) -> str:
     return {
         "min_length": "shorter's length",
         "pairs": f"fewer pairs ({share})",
+        "half": f"half of the pairs ({cut.number})",
         "topshare": f"largest log-ratios ({share})",
         "shuffled": f"shuffled labels {cut.number}",
     }[cut.kind]

@@ -51,13 +51,26 @@ _RC: dict[str, Any] = {
 
 @contextmanager
 def figure(
-    rows: int = 1, columns: int = 1, *, width: float = PAGE, height: float = 2.8
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    width: float = PAGE,
+    height: float = 2.8,
+    height_ratios: Sequence[float] | None = None,
 ) -> Iterator[tuple[Figure, Any]]:
     """A figure of `width` x `height` inches and its axes, [rows, columns], in the project's style; save it inside."""
+    with canvas(width, height) as made:
+        made.set_layout_engine("constrained")
+        yield made, made.subplots(rows, columns, squeeze=False, height_ratios=height_ratios)
+
+
+@contextmanager
+def canvas(width: float, height: float) -> Iterator[Figure]:
+    """An empty figure of `width` x `height` inches in the project's style, for axes that are placed by hand."""
     with rc_context(_RC):  # type: ignore[arg-type]  # its keys are literals there
-        made = Figure(figsize=(width, height), layout="constrained")
+        made = Figure(figsize=(width, height))
         FigureCanvasAgg(made)
-        yield made, made.subplots(rows, columns, squeeze=False)
+        yield made
 
 
 def save(made: Figure, paths: Sequence[Path]) -> None:

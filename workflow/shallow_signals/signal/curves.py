@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,74 +11,71 @@ import numpy as np
 from shallow_signals.config.statistics import Statistics
 from shallow_signals.config.study import ImplicitReward
 from shallow_signals.evaluation.statistics import UNIT, Estimate, cluster_bootstrap_mean, paired_difference
-from shallow_signals.files import InputError, read_parquet
-from shallow_signals.models.logprob_files import read_logprobs
 from shallow_signals.signal import implicit
-from shallow_signals.signal.implicit import Doubles, PairRatios, log_ratios
+from shallow_signals.signal.implicit import Doubles, PairRatios
+from shallow_signals.signal.ratios import Readings
 
 COLUMNS = ["axis", "curve", "x", "accuracy", "low", "high", "n", "clusters", "seeds", "ties", "to_head", "to_head_low"]
 COLUMNS += ["to_head_high"]
 Margins = Callable[[Sequence[PairRatios]], Doubles]
 
 
-@dataclass(frozen=True)
-class Readings:
-    """One data set read by every seed's policy and by the reference."""
-
-    runs: list[list[PairRatios]]  # [seeds][n], the same pairs in the same order
-    clusters: list[str]  # [n]
-
-
-def read_ratios(policies: Sequence[Path], reference: Path) -> Readings:
-    """Log-ratios of the pairs that the policies' files of log-probabilities hold; the reference's may hold more.
-
-    Raises `InputError` where a file lacks pairs of the first policy's.
-    """
-    rows = read_parquet(policies[0], ["pair_id", "cluster"]).to_pylist()
-    keys = [row["pair_id"] for row in rows]
-    base = read_logprobs(reference)
-    runs = []
-    for path in policies:
-        read = read_logprobs(path)
-        for file, held in ((path, read), (reference, base)):
-            missing = [key for key in keys if key not in held]
-            if missing:
-                raise InputError(
-                    f"{file}: lacks {len(missing)} pairs of {policies[0]}, {missing[0]} first; score it again"
-                )
-        runs.append([PairRatios(key, *map(log_ratios, read[key], base[key])) for key in keys])
-    return Readings(runs, [row["cluster"] for row in rows])
-
-
-def accuracy_curves(found: Readings, spec: ImplicitReward, settings: Statistics) -> Iterator[dict[str, Any]]:
+def accuracy_curves(
+    found: Readings, spec: ImplicitReward, settings: Statistics, halves: tuple[Readings, Readings] | None = None
+) -> Iterator[dict[str, Any]]:
     """One dictionary (keys `COLUMNS`) per curve and cut; x is the percentage kept, or the number of tokens.
 
     Curves: `head` and its twin with an end of turn at the cut (`head_closed`), `tail`, `window`, `min_length` (both
     responses cut to the shorter one's share), and `longer` (the longer one wins). `to_head` is the paired difference to
     the head of equal size.
+
+    `halves` are policies trained on one half of the pairs each, seed by seed. Each sums its own log-ratios over the
+    tokens that the other one picks as the largest (`topshare`), over as many random ones (`random`, the floor) and over
+    as many first ones (`half_head`): the two exchange roles, and their outcomes are averaged.
     """
     for percent in spec.ratios:
         at = partial(implicit.margins_at_ratio, percent=percent)
-        head = _correct(found, at)
+        head = _correct(at, found)
         yield _row("ratio", "head", percent, head, found, settings)
-        yield _row("ratio", "head_closed", percent, _correct(found, partial(at, closing=True)), found, settings, head)
+        yield _row("ratio", "head_closed", percent, _correct(partial(at, closing=True), found), found, settings, head)
         if percent < 100:
             for side in ("tail", "window"):
-                yield _row("ratio", side, percent, _correct(found, partial(at, side=side)), found, settings, head)
-        shorter = _correct(found, partial(implicit.margins_min_length, percent=percent))
+                yield _row("ratio", side, percent, _correct(partial(at, side=side), found), found, settings, head)
+        shorter = _correct(partial(implicit.margins_min_length, percent=percent), found)
         yield _row("ratio", "min_length", percent, shorter, found, settings, head)
     longest = max(max(len(p.chosen), len(p.rejected)) for p in found.runs[0])
     for tokens in [length for length in spec.lengths if length < longest] + [longest]:
-        head = _correct(found, partial(implicit.margins_at_length, tokens=tokens))
+        head = _correct(partial(implicit.margins_at_length, tokens=tokens), found)
         yield _row("length", "head", tokens, head, found, settings)
-    lengths = np.array([[len(p.chosen) - len(p.rejected) for p in found.runs[0]]], dtype=np.float64)
-    whole = _correct(found, partial(implicit.margins_at_ratio, percent=100))
-    longer = implicit.correct(lengths).repeat(len(whole), axis=0)
+    lengths = np.array([[[len(p.chosen) - len(p.rejected) for p in found.runs[0]]]], dtype=np.float64)
+    whole = _correct(partial(implicit.margins_at_ratio, percent=100), found)
+    longer = implicit.correct(lengths).repeat(whole.shape[1], axis=1)
     yield _row("ratio", "longer", 100, longer, found, settings, whole)
+    if halves:
+        yield from _crossed_curves(*halves, spec.ratios, settings)
 
 
-def _correct(found: Readings, margins: Margins) -> Doubles:
-    return np.array([implicit.correct(margins(run)) for run in found.runs])
+def _crossed_curves(
+    first: Readings, second: Readings, ratios: Sequence[int], settings: Statistics
+) -> Iterator[dict[str, Any]]:
+    for percent in ratios:
+        head = _correct(partial(implicit.margins_at_ratio, percent=percent), first, second)
+        yield _row("ratio", "half_head", percent, head, first, settings)
+        if percent < 100:
+            picked = np.array([_picked(first, second, percent), _picked(second, first, percent)])
+            yield _row("ratio", "topshare", percent, picked, first, settings, head)
+            floor = _correct(partial(implicit.margins_random, percent=percent, seed=settings.seed), first, second)
+            yield _row("ratio", "random", percent, floor, first, settings, head)
+
+
+def _correct(margins: Margins, *roles: Readings) -> Doubles:
+    """[roles, seeds, n]: models that exchange roles are one run of their seed."""
+    return np.array([[implicit.correct(margins(run)) for run in found.runs] for found in roles])
+
+
+def _picked(summed: Readings, selectors: Readings, percent: int) -> Doubles:
+    runs = zip(summed.runs, selectors.runs, strict=True)
+    return np.array([implicit.correct(implicit.margins_topshare(run, by, percent)) for run, by in runs])
 
 
 def _row(
@@ -93,8 +88,9 @@ def _row(
     head: Doubles | None = None,
 ) -> dict[str, Any]:
     groups = np.array(found.clusters)
-    value = cluster_bootstrap_mean(correct, groups, settings, bounds=UNIT)
-    gap: Estimate | None = None if head is None else paired_difference(correct, head, groups, settings)
+    rows = correct.mean(axis=0)
+    value = cluster_bootstrap_mean(rows, groups, settings, bounds=UNIT)
+    gap: Estimate | None = None if head is None else paired_difference(rows, head.mean(axis=0), groups, settings)
     facts = [axis, curve, x, value.value, value.low, value.high, value.n, value.clusters, value.seeds]
     facts += [float((correct == 0.5).mean()), *((gap.value, gap.low, gap.high) if gap else (None, None, None))]
     return dict(zip(COLUMNS, facts, strict=True))

@@ -70,7 +70,10 @@ def margins_at_ratio(
 ) -> Doubles:
     """Chosen minus rejected log-ratio sums [n], `percent` of each response's own tokens kept (floor, at least 1)."""
     return _margins(
-        pairs, [(_share(len(p.chosen), percent), _share(len(p.rejected), percent)) for p in pairs], side, closing
+        pairs,
+        [(kept_tokens(len(p.chosen), percent), kept_tokens(len(p.rejected), percent)) for p in pairs],
+        side,
+        closing,
     )
 
 
@@ -81,7 +84,7 @@ def margins_at_length(pairs: Sequence[PairRatios], tokens: int, *, closing: bool
 
 def margins_min_length(pairs: Sequence[PairRatios], percent: int = 100) -> Doubles:
     """Margins [n] with both responses cut to `percent` of the shorter one's tokens: the length gives nothing away."""
-    lengths = [_share(min(len(p.chosen), len(p.rejected)), percent) for p in pairs]
+    lengths = [kept_tokens(min(len(p.chosen), len(p.rejected)), percent) for p in pairs]
     return _margins(pairs, [(length, length) for length in lengths], "head", False)
 
 
@@ -93,7 +96,7 @@ def margins_topshare(pairs: Sequence[PairRatios], selectors: Sequence[PairRatios
     """
 
     def best(response: LogRatios, selector: LogRatios) -> float:
-        size = _share(len(response), percent)
+        size = kept_tokens(len(response), percent)
         order = np.argsort(-np.abs(selector.tokens), kind="stable")[:size]
         return float(response.tokens[order].sum(dtype=np.float64))
 
@@ -107,7 +110,7 @@ def margins_random(pairs: Sequence[PairRatios], percent: int, seed: int) -> Doub
     generator = np.random.default_rng(seed)
 
     def some(response: LogRatios) -> float:
-        picked = generator.permutation(len(response))[: _share(len(response), percent)]
+        picked = generator.permutation(len(response))[: kept_tokens(len(response), percent)]
         return float(response.tokens[picked].sum(dtype=np.float64))
 
     return np.array([some(p.chosen) - some(p.rejected) for p in pairs])
@@ -118,7 +121,8 @@ def correct(margins: Doubles) -> Doubles:
     return (1 + np.sign(margins)) / 2
 
 
-def _share(total: int, percent: int) -> int:
+def kept_tokens(total: int, percent: int) -> int:
+    """Tokens that `percent` of a response keeps: floor, at least 1."""
     return max(1, percent * total // 100)
 
 

@@ -2,59 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shallow_signals.config.statistics import Statistics
 from shallow_signals.evaluation.statistics import Estimate, cluster_bootstrap_mean
+from shallow_signals.models.logprobs import Floats
 from shallow_signals.signal.implicit import Doubles, LogRatios, PairRatios
 
+Run = Sequence[tuple[Floats, Floats]]  # [n] one number per token of each chosen and each rejected response
+Lengths = Callable[[int], NDArray[np.int64]]  # tokens of a response -> numbers of tokens read of it, [K]
 
-def signal_at(chosen: Sequence[Doubles], rejected: Sequence[Doubles], position: int) -> tuple[Doubles, list[int]]:
-    """R_t = log p(y_t | x, y_<t) - log p(z_t | x, z_<t) at 1-based `position`, for the pairs that reach it.
 
-    `chosen` and `rejected` hold one array a pair: log-probabilities, or log-ratios for the implicit reward's signal.
-    The second result are the indices of the surviving pairs: both responses have that many tokens.
+def signal_at(run: Run, positions: Sequence[int]) -> Doubles:
+    """R_t = log p(y_t | x, y_<t) - log p(z_t | x, z_<t) at 1-based `positions`, [n, positions].
+
+    `run` holds log-probabilities, or log-ratios for the implicit reward's signal. NaN where either response has ended.
     """
-    alive = [i for i, (c, r) in enumerate(zip(chosen, rejected, strict=True)) if min(len(c), len(r)) >= position]
-    return np.array([chosen[i][position - 1] - rejected[i][position - 1] for i in alive]), alive
-
-
-def signal_by_position(
-    chosen: Sequence[Doubles],
-    rejected: Sequence[Doubles],
-    clusters: Sequence[str],
-    positions: Iterable[int],
-    settings: Statistics,
-) -> dict[int, Estimate]:
-    """Mean R_t with an interval at each position that somebody reaches; `n` of an estimate are the survivors."""
-    found = {}
-    for position in positions:
-        values, alive = signal_at(chosen, rejected, position)
-        if alive:
-            found[position] = cluster_bootstrap_mean(values, np.array(clusters)[alive], settings)
+    where = np.asarray(positions, dtype=np.int64) - 1
+    found = np.full((len(run), len(where)), np.nan)
+    for row, (chosen, rejected) in zip(found, run, strict=True):
+        alive = where < min(len(chosen), len(rejected))
+        row[alive] = chosen[where[alive]].astype(np.float64) - rejected[where[alive]]
     return found
 
 
-def share_reached(margins: Doubles, totals: Doubles, clusters: Sequence[str], settings: Statistics) -> Estimate:
-    """The mean margin at a cut over the mean margin of whole responses, with a percentile interval over clusters.
+def cumulative_at(run: Run, lengths: Lengths) -> Doubles:
+    """Sums over what is read of chosen minus those of rejected, [n, K]; an ended response adds nothing more."""
+    return np.array([_prefix_sums(c, lengths(len(c))) - _prefix_sums(r, lengths(len(r))) for c, r in run])
 
-    A ratio of means: single pairs whose total is near zero can't blow it up. Bounds are NaN where a resample's total is
-    not positive (the model has no signal to share out).
+
+def first_tokens(positions: Sequence[int]) -> Lengths:
+    """The first t tokens for each t of `positions`; all tokens of a shorter response."""
+    grid = np.asarray(positions, dtype=np.int64)
+    return lambda tokens: np.minimum(grid, tokens)
+
+
+def first_percents(percents: Sequence[int]) -> Lengths:
+    """Percentages of a response's own tokens: floor, at least 1."""
+    grid = np.asarray(percents, dtype=np.int64)
+    return lambda tokens: np.maximum(1, grid * tokens // 100)
+
+
+def signal_by_position(
+    runs: Sequence[Run], clusters: Sequence[str], positions: Sequence[int], settings: Statistics
+) -> dict[int, Estimate]:
+    """Mean R_t with an interval at each position that somebody reaches; `n` of an estimate are the survivors."""
+    values = np.array([signal_at(run, positions) for run in runs])
+    groups = np.array(clusters)
+    found = {}
+    for p, position in enumerate(positions):
+        alive = ~np.isnan(values[0, :, p])
+        if alive.any():
+            found[position] = cluster_bootstrap_mean(values[:, alive, p], groups[alive], settings)
+    return found
+
+
+def share_reached(margins: Doubles, totals: Doubles, clusters: Sequence[str], settings: Statistics) -> list[Estimate]:
+    """Mean margins at K cuts, [seeds, n, K], over the mean margin of whole responses, [seeds, n], with intervals.
+
+    Ratios of means: single pairs whose total is near zero can't blow them up. An interval is that of the linearised
+    ratio, rho + (margin - rho total) / mean total. NaN bounds unless the whole interval of the mean total is positive:
+    then there is no signal to share out.
     """
-    names, codes = np.unique(np.asarray(clusters), return_inverse=True)
-    top = np.bincount(codes, margins, len(names))
-    bottom = np.bincount(codes, totals, len(names))
-    generator = np.random.default_rng(settings.seed)
-    draws = generator.integers(0, len(names), (settings.resamples, len(names)))
-    sums = bottom[draws].sum(1)
-    tail = (1 - settings.confidence) / 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = top[draws].sum(1) / sums
-    low, high = (np.nan, np.nan) if (sums <= 0).any() else np.quantile(ratios, [tail, 1 - tail])
-    value = float(margins.sum() / totals.sum())
-    return Estimate(value, float(low), float(high), margins.size, len(names), "bootstrap of a ratio of means")
+    groups = np.array(clusters)
+    whole = float(np.mean(totals))
+    known = cluster_bootstrap_mean(totals, groups, settings).low > 0
+    found = []
+    for at in np.moveaxis(margins, 2, 0):
+        ratio = float(np.mean(at)) / whole
+        share = cluster_bootstrap_mean(ratio + (at - ratio * totals) / whole, groups, settings)
+        found.append(share if known else replace(share, low=math.nan, high=math.nan, method="no signal to share out"))
+    return found
 
 
 def tokens_holding(response: LogRatios, share: float = 0.8) -> float:
@@ -75,18 +98,22 @@ def held_by_head(response: LogRatios, size: float) -> float:
 
 
 def concentration(
-    pairs: Sequence[PairRatios], clusters: Sequence[str], settings: Statistics, share: float = 0.8
+    runs: Sequence[Sequence[PairRatios]], clusters: Sequence[str], settings: Statistics, share: float = 0.8
 ) -> tuple[Estimate, Estimate]:
     """The share of tokens that holds `share` of the |log-ratio|, and what a head of that size holds (means).
 
     A signal that is early makes the two agree (the head holds almost `share`); one that is sparse but spread makes the
     head hold only its own size.
     """
-    best, head = [], []
-    for pair in pairs:
-        sizes = [tokens_holding(response, share) for response in (pair.chosen, pair.rejected)]
-        best.append(float(np.mean(sizes)))
-        held = [held_by_head(r, s) for r, s in zip((pair.chosen, pair.rejected), sizes, strict=True)]
-        head.append(float(np.mean(held)))
+    best, head = np.empty((2, len(runs), len(clusters)))
+    for s, run in enumerate(runs):
+        for i, pair in enumerate(run):
+            sides = [(response, tokens_holding(response, share)) for response in (pair.chosen, pair.rejected)]
+            best[s, i] = np.mean([size for _, size in sides])
+            head[s, i] = np.mean([held_by_head(response, size) for response, size in sides])
     groups = np.array(clusters)
     return cluster_bootstrap_mean(best, groups, settings), cluster_bootstrap_mean(head, groups, settings)
+
+
+def _prefix_sums(values: Floats, lengths: NDArray[np.int64]) -> Doubles:
+    return np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])[lengths]
