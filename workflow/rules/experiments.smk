@@ -321,15 +321,6 @@ def policy_part(policy, dataset):
     return "all" if "all" in parts else "test"
 
 
-def base_part(model, dataset):
-    """Which pairs of a data set a base model is read on: all where DPO is trained against it, or one figure asks."""
-    if any(d.model == model and d.dataset == dataset for d in STUDY.dpo.values()):
-        return "all"
-    users = [i for i in STUDY.implicit_rewards.values() if i.dataset == dataset]
-    parts = [i.part for i in users if model in (i.policy, reference_model(i))]
-    return "all" if "all" in parts else "test"
-
-
 def implicit_label(name):
     """What a figure calls an implicit reward."""
     spec = STUDY.implicit_rewards[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -26,6 +27,12 @@ _BESIDE = {
     "window": (SIDE_COLOURS["window"], SIDE_MARKERS["window"], "random window"),
     "min_length": (PALETTE[3], "v", "first part, both as long as the shorter"),
 }
+# Where policies were trained on halves of the pairs: tokens that the other half's policy picks, and what to compare.
+_CROSSED: dict[str, dict[str, Any]] = {
+    "topshare": {"color": PALETTE[4], "marker": "D", "label": "largest log-ratios, picked by a model of other pairs"},
+    "half_head": {"color": SIDE_COLOURS["head"], "linestyle": "--", "label": "first part, half the training pairs"},
+    "random": {"color": GREY, "linestyle": "--", "label": "random tokens, half the training pairs"},
+}
 _NEEDED = {"label", "axis", "curve", "x", "accuracy", "low", "high", "n", "clusters", "seeds", "ties"}
 
 
@@ -38,7 +45,7 @@ def draw_implicit_rewards(table: Path, outputs: Sequence[Path]) -> None:
     if missing := _NEEDED - set(frame.columns):
         raise InputError(f"{table}: no column {', '.join(sorted(missing))}; gather it again")
     labels = list(dict.fromkeys(frame["label"]))
-    with figure(len(labels), 2, width=PAGE, height=2.5 * len(labels) + 0.6) as (made, axes):
+    with figure(len(labels), 2, width=PAGE, height=2.5 * len(labels) + 0.8) as (made, axes):
         for (left, right), label in zip(axes, labels, strict=True):
             part = frame[frame["label"] == label]
             _by_share(left, part[part["axis"] == "ratio"])
@@ -52,8 +59,9 @@ def draw_implicit_rewards(table: Path, outputs: Sequence[Path]) -> None:
                 panel.set_ylim(low, high)
         axes[-1][0].set_xlabel("share of each response's tokens read (%)")
         axes[-1][1].set_xlabel("tokens of each response read")
-        handles, names = axes[0][0].get_legend_handles_labels()
-        made.legend(handles, names, loc="outside upper center", ncols=3)
+        found = (panel.get_legend_handles_labels() for panel in axes[:, 0])
+        handles = {name: line for lines, names in found for line, name in zip(lines, names, strict=True)}
+        made.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
         save(made, outputs)
 
 
@@ -65,6 +73,10 @@ def _by_share(axes: Axes, part: pd.DataFrame) -> None:
     for curve, (colour, marker, label) in _BESIDE.items():
         rows = _curve(part, curve)
         axes.plot(rows["x"], rows["accuracy"], color=colour, marker=marker, linewidth=1.0, label=label)
+    for curve, style in _CROSSED.items():
+        rows = _curve(part, curve)
+        if len(rows):
+            axes.plot(rows["x"], rows["accuracy"], linewidth=1.0, **style)
     longer = _curve(part, "longer")["accuracy"].iloc[0]
     axes.axhline(longer, color=GREY, linewidth=1.0, linestyle=":", label="the longer one wins")
     axes.set_xlim(0, 102)
