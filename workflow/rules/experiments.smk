@@ -185,7 +185,9 @@ def dpo_experiments():
 def implicit_rewards():
     """Names of the implicit rewards of this run, in the figures' order."""
     shown_in = STUDY.figures.figure1, STUDY.figures.figure2, STUDY.figures.figure5, STUDY.figures.position
-    return list(dict.fromkeys([*(name for names in shown_in for name in names), *weighed("implicit_rewards")]))
+    return list(
+        dict.fromkeys([*(name for names in shown_in for name in names), *weighed("implicit_rewards")])
+    )
 
 
 def evidence_inputs():

@@ -28,8 +28,10 @@ TABLES: tuple[tuple[str, str, Reading], ...] = (
     ("controls", "Reward models and their controls on held-out pairs", readings.controls),
 )
 FIGURES: tuple[tuple[str, str, Reading | None], ...] = (
+    ("figure1", "Figure 1: two pairs, chosen by rule", readings.examples),
     ("figure2", "Figure 2: implicit rewards by the part of a response that is read", readings.implicit),
     ("figure5", "Figure 5: the same on other text", readings.implicit),
+    ("position", "The signal by position", readings.position),
     ("reward_by_cut", "Reward models read at every cut", None),
 )
 

@@ -95,6 +95,35 @@ def implicit(frame: pd.DataFrame) -> Iterator[str]:
         yield f"{text}."
 
 
+def examples(frame: pd.DataFrame) -> Iterator[str]:
+    """Figure 1: how far its examples are from an ordinary pair."""
+    for label, part in _groups(frame, "label"):
+        first = part.iloc[0]
+        shares = part.groupby("kind", sort=False)["early_share"].first()
+        said = " and ".join(f"{share:.3f} ({kind})" for kind, share in shares.items())
+        yield (
+            f"**{label}**: the part before the cut has {said} of the signal of the examples, which are the extremes of "
+            f"{first['fitting']:,} pairs that have room; their median is {first['median']:.3f}."
+        )
+
+
+def position(frame: pd.DataFrame) -> Iterator[str]:
+    """The signal by position: what the first half reaches, how concentrated the signal is, how often ranks shift."""
+    for label, part in _groups(frame, "label"):
+        half = part[(part["quantity"] == "log_ratio") & (part["measure"] == "share_reached")]
+        half = half[(half["axis"] == "ratio") & (half["x"] == 50)]
+        text = f"**{label}**: "
+        if not half.empty:
+            text += f"the first half of each response reaches {_score(half.iloc[0])} of the mean margin. "
+        tokens, head = (_first(part, measure=name) for name in ("holding", "held_by_head"))
+        text += (
+            f"{tokens['x']:g}% of the |log-ratio| stand in {_score(tokens)} of the tokens; as many first tokens hold "
+            f"{_score(head)}. "
+        )
+        whole, last = (_first(part, measure="shifted", axis=axis) for axis in ("whole", "last_quarter"))
+        yield text + f"Rank above 3: {_score(whole)} of the tokens, {_score(last)} in the last quarter."
+
+
 def probe(frame: pd.DataFrame) -> Iterator[str]:
     """The probe on whole responses, on first and last halves, and on lengths alone."""
     for split, part in _groups(frame, "split"):
