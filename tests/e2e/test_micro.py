@@ -27,7 +27,8 @@ def test_every_table_and_figure_is_there(finished: Workflow) -> None:
         assert len(cells)
         assert cells["n"].notna().all()
         assert "\\toprule" in (results / f"tables/{table}.tex").read_text()
-    for picture in ("figures/reward_by_cut", "figures/figure2", "figures/figure5", "probe/one"):
+    figures = [f"figures/{name}" for name in ("reward_by_cut", "figure1", "figure2", "figure5", "position")]
+    for picture in (*figures, "probe/one"):
         assert (results / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
         assert (results / f"{picture}.pdf").read_bytes().startswith(b"%PDF")
     assert (results / "config.yaml").is_file()
@@ -67,6 +68,43 @@ def test_implicit_rewards_are_the_trained_policys(finished: Workflow) -> None:
     curve = pd.read_csv(results / "signal/one.csv")
     head = curve[(curve["axis"] == "ratio") & (curve["curve"] == "head") & (curve["x"] == 100)]
     assert head["accuracy"].iloc[0] == right / 40
+
+
+def test_signal_by_position_is_the_trained_policys(finished: Workflow) -> None:
+    results = finished.folder / "results/micro"
+    policy = read_logprobs(results / "logprobs/dpo/one/full/seed1/one.parquet")
+    base = read_logprobs(results / "logprobs/base/tiny/one.parquet")
+    gaps = [
+        (policy[key][0].tokens[6] - base[key][0].tokens[6]) - (policy[key][1].tokens[6] - base[key][1].tokens[6])
+        for key in policy
+    ]
+    frame = pd.read_csv(results / "figures/position.csv")
+    rows = frame[(frame["quantity"] == "log_ratio") & (frame["measure"] == "signal") & (frame["x"] == 7)]
+    assert rows["value"].iloc[0] == pytest.approx(sum(gaps) / 40, abs=1e-6)
+    ranks = frame[(frame["quantity"] == "rank") & (frame["measure"] != "survivors")]
+    assert ranks.groupby(["axis", "x"])["value"].sum().tolist() == pytest.approx(
+        [1] * len(ranks.groupby(["axis", "x"]))
+    )
+    assert ranks["n"].max() == 16
+
+
+def test_figure_1_shows_the_words_of_held_out_pairs(finished: Workflow) -> None:
+    results = finished.folder / "results/micro"
+    table = pd.read_csv(results / "figures/figure1.csv", keep_default_na=False)
+    pairs = {row["pair_id"]: row for row in pq.read_table(results / "data/one/pairs.parquet").to_pylist()}
+    for (key, side), rows in table.groupby(["pair_id", "side"]):
+        assert pairs[key]["split"] == "test"
+        expected = pairs[key]["prompt"][-1]["content"] if side == "prompt" else pairs[key][side]
+        assert "".join(rows["token"]) == expected
+
+
+def test_halves_of_the_pairs_pick_tokens_for_each_other(finished: Workflow) -> None:
+    results = finished.folder / "results/micro"
+    records = [json.loads((results / f"models/dpo/one/half{h}/seed1/training.json").read_text()) for h in (1, 2)]
+    assert sum(record["pairs"] for record in records) == 64
+    curve = pd.read_csv(results / "signal/one.csv")
+    assert set(curve[curve["curve"] == "topshare"]["x"]) == set(curve[curve["curve"] == "random"]["x"]) == {25, 50}
+    assert set(curve[curve["curve"] == "topshare"]["n"]) == {40}
 
 
 def test_dpo_starts_at_ln_2(finished: Workflow) -> None:

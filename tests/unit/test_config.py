@@ -59,6 +59,9 @@ def test_written_schema_is_closed() -> None:
         (("reward_recipes", "rlhflow_gemma_2b", "lr"), 1, ["reward_recipes.rlhflow_gemma_2b.lr", "learning_rate"]),
         (("reward_models", "skywork", "model"), "gema", ["reward_models.skywork.model", "gema", "gemma_2b_it"]),
         (("reward_models", "skywork", "truncations"), ["topshare50"], ["topshare50", "scoring only"]),
+        (("figures", "figure1"), ["skywrok"], ["figures.figure1", "skywrok", "shp"]),
+        (("implicit_rewards", "shp", "dataset"), "skywork", ["figures.position", "'skywork'", "Skywork-Preference"]),
+        (("implicit_rewards", "shp", "positions"), [0], ["implicit_rewards.shp.positions.0", "greater than"]),
         (("run",), "../x", ["run", "'../x'"]),
     ],
 )
@@ -116,6 +119,7 @@ def test_open_revisions_lists_what_a_pin_is_needed_for() -> None:
         ("head400chars", ("cut", "head", "char", None, 400)),
         ("topshare50", ("topshare", "head", "token", "1/2", None)),
         ("pairs50", ("pairs", "head", "token", "1/2", None)),
+        ("half2", ("half", "head", "token", None, None)),
     ],
 )
 def test_truncation_names(name: str, facts: tuple[object, ...]) -> None:
@@ -128,7 +132,7 @@ def test_truncation_names(name: str, facts: tuple[object, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "head", "head0", "head101", "hed50", "head50tokens", "min", "shuffled", "pairs200"]
+    "name", ["", "head", "head0", "head101", "hed50", "head50tokens", "min", "shuffled", "pairs200", "half3"]
 )
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="allowed: full"):

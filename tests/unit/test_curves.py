@@ -8,8 +8,9 @@ import pytest
 
 from shallow_signals.config.statistics import Statistics
 from shallow_signals.config.study import ImplicitReward
-from shallow_signals.signal.curves import COLUMNS, Readings, accuracy_curves
+from shallow_signals.signal.curves import COLUMNS, accuracy_curves
 from shallow_signals.signal.implicit import LogRatios, PairRatios
+from shallow_signals.signal.ratios import Readings
 
 SETTINGS = Statistics(resamples=200)
 SPEC = ImplicitReward(dataset="d", policy="p", ratios=[25, 50, 100], lengths=[5, 10, 999])
@@ -27,7 +28,9 @@ def readings(first: int, last: int, seeds: int = 1) -> Readings:
         return LogRatios(values.astype(np.float32), at, np.zeros(TOKENS, np.float32))
 
     runs = [[PairRatios(str(i), one(0.3), one(0.0)) for i in range(300)] for _ in range(seeds)]
-    return Readings(runs, [str(i) for i in range(300)])
+    return Readings(
+        runs, [[(p.chosen.tokens, p.rejected.tokens) for p in run] for run in runs], [str(i) for i in range(300)]
+    )
 
 
 def frame(found: Readings) -> pd.DataFrame:
@@ -64,3 +67,65 @@ def test_axes_agree_and_equal_lengths_tell_nothing() -> None:
     assert at(table, "longer", 100)["ties"] == 1.0
     assert set(table["seeds"]) == {2}
     assert table[(table["axis"] == "length")]["x"].max() == TOKENS
+
+
+def halves(noise: float = 0.3, blind: bool = False) -> tuple[Readings, Readings]:
+    """Two models that see the same sparse signal, one token in ten, in noise of their own; `blind` ones see none of it.
+
+    The signal is where a fixed random draw puts it, in chosen (up) and in rejected (down) alike.
+    """
+    places = np.random.default_rng(7)
+    where = [[places.permutation(TOKENS)[: TOKENS // 10] for _ in range(2)] for _ in range(300)]
+
+    def one(random: np.random.Generator, at: np.ndarray, lift: float) -> LogRatios:
+        values = random.normal(0, noise, TOKENS)
+        values[at] += 0.0 if blind else lift
+        closing_at = np.arange(1, TOKENS + 1, dtype=np.int32)
+        return LogRatios(values.astype(np.float32), closing_at, np.zeros(TOKENS, np.float32))
+
+    found = []
+    for seed in (1, 2):
+        random = np.random.default_rng(seed)
+        run = [PairRatios(str(i), one(random, c, 0.5), one(random, r, -0.5)) for i, (c, r) in enumerate(where)]
+        found.append(Readings([run], [[]], [str(i) for i in range(300)]))
+    return found[0], found[1]
+
+
+def crossed(halves: tuple[Readings, Readings]) -> pd.DataFrame:
+    return pd.DataFrame(accuracy_curves(readings(0, 10), SPEC, SETTINGS, halves), columns=COLUMNS)
+
+
+def test_another_models_pick_beats_head_and_chance_where_the_signal_is_sparse() -> None:
+    table = crossed(halves())
+    picked, floor = at(table, "topshare", 25), at(table, "random", 25)
+    assert picked["low"] > floor["high"]
+    assert picked["to_head_low"] > 0
+    assert floor["to_head_low"] < 0 < floor["to_head_high"]
+    assert table[table["curve"] == "topshare"]["x"].tolist() == [25, 50]
+    # The roles are exchanged: by hand, from the sums over the other one's largest tokens.
+    first, second = (half.runs[0] for half in halves())
+    right = []
+    for summed, by in ((first, second), (second, first)):
+        for pair, other in zip(summed, by, strict=True):
+            sums = []
+            for response, selector in ((pair.chosen, other.chosen), (pair.rejected, other.rejected)):
+                cut = sorted(np.abs(selector.tokens))[-TOKENS // 4]
+                sums.append(response.tokens[np.abs(selector.tokens) >= cut].sum())
+            right.append(sums[0] > sums[1])
+    assert picked["accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_a_pick_without_knowledge_is_chance() -> None:
+    table = crossed(halves(blind=True))
+    for curve in ("topshare", "random", "half_head"):
+        row = at(table, curve, 50)
+        assert row["low"] < 0.5 < row["high"]
+    blind, seeing = halves(blind=True)[0], halves()[1]
+    swapped = pd.DataFrame(
+        accuracy_curves(readings(0, 10), SPEC, SETTINGS, (seeing, blind)), columns=COLUMNS
+    )  # each picks for the other: neither the blind one's sums nor its picks can use what the other knows
+    assert at(swapped, "topshare", 25)["accuracy"] < at(crossed(halves()), "topshare", 25)["low"]
+
+
+def test_without_halves_no_pick_is_shown() -> None:
+    assert not {"topshare", "random", "half_head"} & set(frame(readings(0, 10))["curve"])

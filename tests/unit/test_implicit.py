@@ -1,16 +1,13 @@
-"""Implicit rewards and the signal by position against brute force on hand-made arrays."""
+"""Implicit rewards against brute force on hand-made arrays."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from shallow_signals.config.statistics import Statistics
 from shallow_signals.models.logprobs import ResponseLogprobs
-from shallow_signals.signal import implicit, position
+from shallow_signals.signal import implicit
 from shallow_signals.signal.implicit import LogRatios, PairRatios
-
-SETTINGS = Statistics(resamples=200)
 
 
 def response(values: list[float], closing: list[float] | None = None) -> LogRatios:
@@ -76,40 +73,3 @@ def test_a_closing_that_was_not_read_is_refused(pairs: list[PairRatios]) -> None
         a = ResponseLogprobs(np.zeros(3, np.float32), np.array([3], np.int32), np.zeros(1, np.float32))
         b = ResponseLogprobs(np.zeros(4, np.float32), np.array([4], np.int32), np.zeros(1, np.float32))
         implicit.log_ratios(a, b)
-
-
-def test_signal_by_position_counts_survivors() -> None:
-    chosen = [np.array([3.0, 1.0]), np.array([1.0])]
-    rejected = [np.array([1.0, 4.0, 9.0]), np.array([0.0, 2.0])]
-    found = position.signal_by_position(chosen, rejected, ["a", "b"], [1, 2, 3], SETTINGS)
-    assert found[1].value == pytest.approx(1.5)
-    assert (found[1].n, found[2].n) == (2, 1)
-    assert found[2].value == pytest.approx(-3)
-    assert 3 not in found
-
-
-def test_share_reached_is_a_ratio_of_means() -> None:
-    random = np.random.default_rng(0)
-    totals = random.normal(2, 1, 400)
-    clusters = [str(i // 2) for i in range(400)]
-    found = position.share_reached(0.3 * totals, totals, clusters, SETTINGS)
-    assert found.value == pytest.approx(0.3)
-    assert found.low == pytest.approx(0.3) == found.high
-    noisy = position.share_reached(0.3 * totals + random.normal(0, 1, 400), totals, clusters, SETTINGS)
-    assert noisy.low < 0.3 < noisy.high
-    assert np.isnan(position.share_reached(totals, -totals, clusters, SETTINGS).low)
-
-
-def test_concentration_tells_sparse_from_early() -> None:
-    sparse = [0.0] * 40
-    for i in (9, 19, 29, 39):
-        sparse[i] = 1.0
-    early = [1.0] * 4 + [0.0] * 36
-    for values, held in ((sparse, 0.0), (early, 1.0)):
-        assert position.tokens_holding(response(values), 0.8) == pytest.approx(4 / 40)
-        assert position.held_by_head(response(values), 4 / 40) == pytest.approx(held)
-    best, head = position.concentration(
-        [PairRatios(str(i), response(early), response(sparse)) for i in range(5)], list("abcde"), SETTINGS
-    )
-    assert best.value == pytest.approx(0.1)
-    assert head.value == pytest.approx(0.5)

@@ -223,6 +223,22 @@ def test_pairs50_does_not_depend_on_the_order_of_rows(real: Callable[[str], Data
     assert rows == data.shards("pairs50", "train")[::-1]
 
 
+def test_halves_share_no_prompt_and_miss_no_pair(real: Callable[[str], Data]) -> None:
+    data = real(HARMLESS)
+    manifests = [data.write(name)["splits"] for name in ("half1", "half2", "full")]
+    first, second, full = (data.shards(name, "train") for name in ("half1", "half2", "full"))
+    assert sorted([*first, *second], key=lambda row: row["pair_id"]) == sorted(full, key=lambda row: row["pair_id"])
+    prompts = [{data.rows[row["pair_id"]]["prompt_id"] for row in rows} for rows in (first, second)]
+    assert not prompts[0] & prompts[1]
+    assert 0.3 < len(first) / len(full) < 0.7
+    assert data.shards("half1", "test") == data.shards("half2", "test") == data.shards("full", "test")
+    for splits, rows in zip(manifests, (first, second), strict=False):
+        train = splits["train"]
+        assert train["pairs"] == manifests[2]["train"]["pairs"]
+        assert train["written"] + train["collapsed"] + train["other_half"] == train["pairs"]
+        assert train["written"] == len(rows)
+
+
 def test_shuffles_swap_half_of_the_training_pairs(real: Callable[[str], Data]) -> None:
     data = real(HARMLESS)
     flipped: dict[str, set[str]] = {}

@@ -16,6 +16,7 @@ from shallow_signals.signal.implicit import Doubles, LogRatios, PairRatios
 
 Run = Sequence[tuple[Floats, Floats]]  # [n] one number per token of each chosen and each rejected response
 Lengths = Callable[[int], NDArray[np.int64]]  # tokens of a response -> numbers of tokens read of it, [K]
+_NOTHING = "no signal to share out"
 
 
 def signal_at(run: Run, positions: Sequence[int]) -> Doubles:
@@ -71,12 +72,14 @@ def share_reached(margins: Doubles, totals: Doubles, clusters: Sequence[str], se
     """
     groups = np.array(clusters)
     whole = float(np.mean(totals))
-    known = cluster_bootstrap_mean(totals, groups, settings).low > 0
+    total = cluster_bootstrap_mean(totals, groups, settings)
+    if whole == 0:
+        return [replace(total, value=math.nan, low=math.nan, high=math.nan, method=_NOTHING)] * margins.shape[2]
     found = []
     for at in np.moveaxis(margins, 2, 0):
         ratio = float(np.mean(at)) / whole
         share = cluster_bootstrap_mean(ratio + (at - ratio * totals) / whole, groups, settings)
-        found.append(share if known else replace(share, low=math.nan, high=math.nan, method="no signal to share out"))
+        found.append(share if total.low > 0 else replace(share, low=math.nan, high=math.nan, method=_NOTHING))
     return found
 
 
