@@ -21,8 +21,7 @@ from matplotlib.font_manager import findfont, get_font
 
 from shallow_signals.files import InputError
 from shallow_signals.paper.style import GREY, PAGE, PALETTE, canvas, save
-from shallow_signals.signal.examples import COLUMNS, CUT
-from shallow_signals.signal.token_lines import WIDTH, token_lines
+from shallow_signals.signal.token_lines import CUT, WIDTH, token_lines
 
 # Points, 72 to an inch: what the axes of this figure count in.
 _PAGE = PAGE * 72
@@ -37,6 +36,7 @@ _LINE = 1.45 * _TEXT
 _WRAP = 150  # characters of the text's size on a page's width
 _SHADES = LinearSegmentedColormap.from_list("log-ratio", [PALETTE[1], "#F4B58A", "#FFFFFF", "#8FC1E3", PALETTE[0]])
 _STRENGTH = 0.62  # of the darkest shade: black type stays legible on it
+_NEEDED = {"label", "kind", "pair_id", "side", "token", "log_ratio", "kept", "early_share", "median", "fitting"}
 _TITLES = {
     "early": "the signal comes early",
     "late": "a counter-example: the signal comes late",
@@ -63,7 +63,7 @@ def draw_examples(table: Path, outputs: Sequence[Path]) -> None:
     Raises `InputError` for a table that lacks a column.
     """
     frame = pd.read_csv(table, keep_default_na=False, na_values={"log_ratio": [""], "kept": [""]})
-    if missing := {"label", *COLUMNS} - set(frame.columns):
+    if missing := _NEEDED - set(frame.columns):
         raise InputError(f"{table}: no column {', '.join(sorted(missing))}; gather it again")
     limit = float(np.quantile(frame["log_ratio"].dropna().abs(), 0.975)) or 1.0
     panels = [part for _, part in frame.groupby(["label", "kind"], sort=False)]
@@ -136,7 +136,7 @@ def _response(pen: _Pen, left: float, rows: pd.DataFrame, lines: list[list[Any]]
             words = drawable(piece.text)
             pen.axes.text(x0, at, words, fontsize=_SIZE, family=_MONO, va="baseline", parse_math=False, zorder=3)
             if piece.token == last_kept:
-                bar = (x1, top, top + _LEADING)
+                bar = (x1 + 1, top, top + _LEADING)
     pen.axes.add_collection(PolyCollection(boxes, facecolors=shades, edgecolors="white", linewidths=0.4, zorder=1))
     if bar and last_kept < len(rows) - 1:
         x, upper, lower = bar

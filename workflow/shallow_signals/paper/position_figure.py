@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 
 from shallow_signals.files import InputError
 from shallow_signals.paper.style import GREY, PALETTE, SIDE_COLOURS, band, figure, percent_axis, save
-from shallow_signals.signal.position_table import COLUMNS
 
+_NEEDED = {"label", "quantity", "measure", "axis", "x", "value", "low", "high", "n", "seeds"}
 _CLASSES = {"shifted": (PALETTE[1], "rank above 3"), "marginal": (PALETTE[4], "rank 2-3")}
 _SHORT = 128  # tokens up to which the axis of positions is linear
 _WINDOW = 7  # neighbouring positions of the running mean
@@ -26,7 +26,7 @@ def draw_position(table: Path, outputs: Sequence[Path]) -> None:
     Raises `InputError` for a table that lacks a column.
     """
     frame = pd.read_csv(table)
-    if missing := {"label", *COLUMNS} - set(frame.columns):
+    if missing := _NEEDED - set(frame.columns):
         raise InputError(f"{table}: no column {', '.join(sorted(missing))}; gather it again")
     labels = list(dict.fromkeys(frame["label"]))
     height = 2.4 * len(labels) + 0.5

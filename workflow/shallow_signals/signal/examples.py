@@ -12,10 +12,9 @@ import pyarrow.compute as pc
 
 from shallow_signals.files import InputError, read_parquet
 from shallow_signals.signal.implicit import LogRatios, PairRatios, kept_tokens
-from shallow_signals.signal.token_lines import LINES, WIDTH, fits, token_texts
+from shallow_signals.signal.token_lines import CUT, LINES, WIDTH, fits, token_texts
 
 COLUMNS = ["kind", "pair_id", "side", "position", "token", "log_ratio", "kept", "early_share", "median", "fitting"]
-CUT = 50  # percent of each response before the marked cut
 SHORTEST = 20  # tokens: of shorter responses a half is a word or two
 _SIDES = ("chosen", "rejected")
 

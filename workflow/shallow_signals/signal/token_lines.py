@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+CUT = 50  # percent of each response before the cut that Figure 1 marks
 WIDTH = 62  # characters of a line of Figure 1
 LINES = 16  # lines of the longest response that it shows
 MARKS = {"\n": "\u21b5", "\t": "\u2192", "": "\u25ab"}  # a return, a tab, and a token that only carries on a character
