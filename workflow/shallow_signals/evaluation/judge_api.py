@@ -22,7 +22,7 @@ from alpaca_eval import completion_parsers, utils
 from alpaca_eval.annotators import SinglePairwiseAnnotator
 
 from shallow_signals.data.pairs import content_id
-from shallow_signals.evaluation.alpacaeval import Record
+from shallow_signals.evaluation.alpaca_files import Record
 from shallow_signals.evaluation.judge_cache import AnswerCache
 from shallow_signals.evaluation.judge_client import Outcome, Patience, Question, ask_all, require_answers
 from shallow_signals.evaluation.judges import CONFIG, SEED, compare
