@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shallow_signals.files import InputError
+from shallow_signals.config.generation import LengthControl
+from shallow_signals.data import hub
+from shallow_signals.files import InputError, read_parquet, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +63,34 @@ def regulariser_of(instructions: Sequence[str], gamed: Path | None, difficulty: 
             "length control by AlpacaEval's files needs its whole set in its order"
         )
     return regulariser
+
+
+def fetch_length_control(
+    files: LengthControl,
+    part: Literal["gamed", "difficulty"],
+    instructions: Path,
+    out: Path,
+    data_root: Path | None,
+    pins: Mapping[str, str],
+) -> None:
+    """Write one of the two files, as the hub (or the folder `offline` below `data_root`) has it, to `out`.
+
+    Raises `InputError` where it can't be had, or does not fit `instructions` (schema `data.instructions.INSTRUCTIONS`):
+    better now than when all outputs have been made and paid for.
+    """
+    name = files.gamed if part == "gamed" else files.difficulty
+    if name is None:
+        raise ValueError(f"length_control.{part} is not set")
+    if data_root is not None and files.offline is not None:
+        path = data_root / files.offline / name
+    else:
+        path = hub.download(files.repo, name, files.revision or pins.get(files.repo))
+    texts = read_parquet(instructions, ["instruction"])["instruction"].to_pylist()
+    if part == "gamed":
+        regulariser_of(texts, path, None)
+    else:
+        read_difficulties(path, texts)
+    write_text(out, path.read_text(encoding="utf-8"))
 
 
 def official_regulariser(path: Path) -> Regulariser:
