@@ -130,7 +130,9 @@ def unpinned():
 def missing_keys():
     """Environment variables that hold the key of a service that a planned step will ask, and that are not set."""
     planned = {job.rule.name for job in workflow.dag.needrun_jobs()}
-    asked = [STUDY.judges[STUDY.alpacaeval[c].judge] for c in comparisons() if f"judge_outputs_{c}" in planned]
+    asked = [
+        STUDY.judges[STUDY.alpacaeval[c].judge] for c in comparisons() if f"judge_outputs_{c}" in planned
+    ]
     keys = {judge.key_variable for judge in asked if judge.kind == "api"}
     return sorted(key for key in keys if not os.environ.get(key, "").strip())
 

@@ -140,7 +140,10 @@ def _ratio_cell(judged: Judged, full: Judged | None, settings: Statistics) -> Ce
 
 
 def _converged_cell(judged: Judged, full: Judged | None, settings: Statistics) -> Cell:
-    return Cell(text="yes" if judged.controlled.converged else "no", note="; ".join(judged.controlled.notes))
+    controlled = judged.controlled
+    if math.isnan(controlled.estimate.value):
+        return Cell(note="; ".join(controlled.notes))
+    return Cell(text="yes" if controlled.converged else "no", note="; ".join(controlled.notes))
 
 
 def _setting(row: Mapping[str, Any], found: Mapping[str, Judged]) -> str:
