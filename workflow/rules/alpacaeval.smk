@@ -108,6 +108,8 @@ for _c in comparisons():
             log_of(f"judge_outputs/{_c}"),
         benchmark:
             benchmark_of(f"judge_outputs/{_c}")
+        # Compute nodes seldom reach a service, and the key stays where it was set.
+        localrule: STUDY.judges[STUDY.alpacaeval[_c].judge].kind == "api"
         conda:
             "../../envs/core.yaml"
         resources:

@@ -379,6 +379,7 @@ def compared(comparison):
         "against": spec.against,
         "base": STUDY.models[policies.model].label,
         "annotations": {member: annotations_of(comparison, member) for member in rivals(comparison)},
+        "seeds": {t: policies.seeds_of(t)[0] for t in policies.truncations},
         "length_control": {Path(path).stem: path for path in length_control_files(comparison)},
     }
 

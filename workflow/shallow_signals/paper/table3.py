@@ -14,7 +14,7 @@ from shallow_signals.config.statistics import Statistics
 from shallow_signals.evaluation.alpaca_files import read_annotations
 from shallow_signals.evaluation.alpacaeval import WinRate, in_percent, win_rate, win_scores
 from shallow_signals.evaluation.length_control import LengthControlled, lc_difference, length_controlled
-from shallow_signals.evaluation.regulariser import Regulariser, regulariser_of
+from shallow_signals.evaluation.regulariser import regulariser_of
 from shallow_signals.evaluation.statistics import DEFAULTS, Estimate, comparable, paired_difference
 from shallow_signals.files import InputError
 from shallow_signals.paper.layout import Cell, Row, Table, in_order, label_of, marked
@@ -34,15 +34,19 @@ class Judged:
     annotations: pd.DataFrame
     rate: WinRate
     controlled: LengthControlled
+    seeds: tuple[int, ...]  # of the policy's training; empty for the base model
 
 
 def table3(comparisons: Sequence[Mapping[str, Any]], settings: Statistics = DEFAULTS) -> Table:
     """Length-controlled and raw win rates by the training data's truncation, the base model first.
 
     `comparisons` hold `label`, `annotations` (`base` or a truncation -> path, rows in the same order everywhere),
-    `length_control` (`gamed`, `difficulty` -> path, where there is one) and, for the caption, `judge`, `instructions`,
-    `against` (`stored` or `base`) and `base` (the base model's label). Differences to `full` are paired by instruction.
+    `length_control` (`gamed`, `difficulty` -> path, where there is one), `seeds` (truncation -> the policy's) and, for
+    the caption, `judge`, `instructions`, `against` (`stored` or `base`) and `base` (the base model's label).
+    Differences to `full` are paired by instruction. Without a comparison there is no table: `InputError`.
     """
+    if not comparisons:
+        raise InputError("tables.table3: names no comparison of `alpacaeval`")
     read = [_read(row, settings) for row in comparisons]
     names = {name for found in read for name in found}
     bases = {row["base"] for row in comparisons}
@@ -74,11 +78,12 @@ def _read(row: Mapping[str, Any], settings: Statistics) -> dict[str, Judged]:
         raise InputError(f"{row['label']}: the members' annotations are not of the same instructions in the same order")
     files = {part: Path(path) for part, path in row["length_control"].items()}
     regulariser = regulariser_of(instructions[0], files.get("gamed"), files.get("difficulty"))
-    return {member: _judged(frame, regulariser, settings) for member, frame in frames.items()}
-
-
-def _judged(frame: pd.DataFrame, regulariser: Regulariser, settings: Statistics) -> Judged:
-    return Judged(frame, win_rate(frame, settings), length_controlled(frame, regulariser, settings))
+    found = {}
+    for member, frame in frames.items():
+        seeds = () if member == BASE else (int(row["seeds"][member]),)
+        controlled = length_controlled(frame, regulariser, settings)
+        found[member] = Judged(frame, win_rate(frame, settings), controlled, seeds)
+    return found
 
 
 def _rows(label: str, columns: Sequence[str], found: Mapping[str, Judged], settings: Statistics) -> Iterable[Row]:
@@ -108,27 +113,32 @@ def _controlled_cell(judged: Judged, full: Judged | None, settings: Statistics) 
     if controlled.extreme:
         notes.append("very different from the raw win rate")
     difference = None if full is None else lc_difference(controlled, full.controlled, settings)
-    return _cell(controlled.estimate, difference, settings, "; ".join(notes))
+    return _cell(judged, controlled.estimate, difference, settings, "; ".join(notes))
 
 
 def _rate_cell(judged: Judged, full: Judged | None, settings: Statistics) -> Cell:
     unjudged = f"{judged.rate.unjudged} instructions not judged" if judged.rate.unjudged else ""
     if full is None:
-        return _cell(judged.rate.win_rate, None, settings, unjudged)
+        return _cell(judged, judged.rate.win_rate, None, settings, unjudged)
     own, other = win_scores(judged.annotations), win_scores(full.annotations)
     both = ~(np.isnan(own) | np.isnan(other))
     if not both.any():
-        return _cell(judged.rate.win_rate, None, settings, unjudged)
+        return _cell(judged, judged.rate.win_rate, None, settings, unjudged)
     difference = paired_difference(own[both], other[both], judged.annotations["instruction"][both], settings)
     left_out = judged.rate.n + full.rate.n - 2 * int(both.sum())
-    return _cell(judged.rate.win_rate, in_percent(difference), settings, unjudged, left_out)
+    return _cell(judged, judged.rate.win_rate, in_percent(difference), settings, unjudged, left_out)
 
 
 def _cell(
-    estimate: Estimate, difference: Estimate | None, settings: Statistics, note: str = "", left_out: int = 0
+    judged: Judged,
+    estimate: Estimate,
+    difference: Estimate | None,
+    settings: Statistics,
+    note: str = "",
+    left_out: int = 0,
 ) -> Cell:
     verdict = None if difference is None else comparable(difference, 100 * settings.comparable_margin)
-    return Cell(estimate, difference, verdict, left_out=left_out, note=note)
+    return Cell(estimate, difference, verdict, judged.seeds, left_out=left_out, note=note)
 
 
 def _ratio_cell(judged: Judged, full: Judged | None, settings: Statistics) -> Cell:
@@ -159,7 +169,7 @@ def _setting(row: Mapping[str, Any], found: Mapping[str, Judged]) -> str:
 
 def _notes(read: Sequence[Mapping[str, Judged]], settings: Statistics) -> tuple[str, ...]:
     members = [judged for found in read for judged in found.values()]
-    notes = [f"Brackets: {settings.confidence:.0%} interval over instructions (one run of each model)."]
+    notes = [f"Brackets: {settings.confidence:.0%} interval over instructions."]
     if any(judged.controlled.approximate for judged in members):
         notes.append(
             "Stand-in regulariser: rebuilt from published weights, so the LC win rate is not AlpacaEval's number."
