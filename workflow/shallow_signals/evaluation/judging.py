@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from shallow_signals.config.generation import ApiJudge
-from shallow_signals.evaluation.alpaca_files import Record, read_outputs, write_annotations
+from shallow_signals.evaluation.alpaca_files import Record, check_instructions, read_outputs, write_annotations
 from shallow_signals.files import InputError, read_parquet
 
 
@@ -34,8 +34,11 @@ def judge_outputs(
     asked `report` gets one line with the cost of all comparisons together. Returns facts for a sidecar, one a model.
     """
     table = read_parquet(instructions)
+    asked = table.select(["instruction"]).to_pylist()
     against = stored_outputs(table, instructions) if reference is None else read_outputs(reference)
     models = [read_outputs(path) for path in outputs]
+    for path, records in zip([reference or instructions, *outputs], [against, *models], strict=True):
+        check_instructions(records, asked, str(path))
     if judge["kind"] == "api":
         return _by_api(judge, against, models, out, cache, report)
     return _by_reward(judge, folder, table, against, models, out, name)
