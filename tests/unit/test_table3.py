@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from shallow_signals.evaluation.length_control import lc_difference, length_cont
 from shallow_signals.evaluation.regulariser import fetch_length_control, read_difficulties, standin_regulariser
 from shallow_signals.files import InputError, write_parquet
 from shallow_signals.paper.layout import Cell, Table
+from shallow_signals.paper.readings import win_rates
 from shallow_signals.paper.render import to_csv, to_latex, to_markdown
 from shallow_signals.paper.table3 import table3
 
@@ -136,6 +138,20 @@ def test_all_three_forms(made: tuple[Table, dict[str, pd.DataFrame]]) -> None:
     assert len(lines) == 1 + 4 * 3
     assert sum(f",{full.value:.6f}," in line for line in lines) == 1
     assert [line.split(",")[-1] for line in lines[-3:]] == ["yes"] * 3
+
+
+def test_its_reading_says_what_stands_in_it(made: tuple[Table, dict[str, pd.DataFrame]]) -> None:
+    table, _ = made
+    said = list(win_rates(pd.read_csv(StringIO(to_csv(table)))))
+    assert len(said) == 2  # raw and length-controlled; neither ratios nor the fit's end
+    found = cells(table)
+    full, base = found["Win rate", "full"].estimate, found["Win rate", "base"].estimate
+    gap = found["Win rate", "head50"].difference
+    assert full is not None and base is not None and gap is not None
+    assert f"{full.value:.1f} [{full.low:.1f}, {full.high:.1f}] for the policy of whole responses" in said[1]
+    assert f"{base.value:.1f} [{base.low:.1f}, {base.high:.1f}] for the model that it started from" in said[1]
+    assert f"(difference {gap.value:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}])" in said[1]
+    assert "of 1 other policies differ" in said[1]
 
 
 def test_the_published_win_rates(shared_data: Path, tmp_path: Path) -> None:

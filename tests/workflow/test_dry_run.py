@@ -74,6 +74,8 @@ def test_unpinned_paper_run_is_refused_before_any_job(workflow: Workflow) -> Non
         ("process_per=gpu", ["process_per", "'gpu'", "'model' or 'experiment'"]),
         ("tables={table1: [skywrok]}", ["tables.table1", "skywrok", "skywork"]),
         ("reward_models={skywork: {truncations: [hed50]}}", ["reward_models.skywork.truncations.0", "hed50", "head50"]),
+        ("alpacaeval={skywork: {instructions: alpaca}}", ["alpacaeval.skywork.against", "'alpaca'", "columns.output"]),
+        ("process_per=experiment", ["alpacaeval.skywork.engine", "process_per: model"]),
         ("statistics={resamples: few}", ["statistics.resamples", "'few'", "integer"]),
     ],
 )

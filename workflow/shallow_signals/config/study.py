@@ -176,6 +176,8 @@ class Study(Closed):
             self._judge(f"judges.{key}", judge)
         for key, comparison in self.alpacaeval.items():
             self._comparison(f"alpacaeval.{key}", comparison)
+            if comparison.engine == "vllm" and self.process_per == "experiment" and key in self.tables.table3:
+                raise ValueError(f"alpacaeval.{key}.engine: vllm keeps its GPU until it ends; set process_per: model")
         for key, decoding in self.decoding.items():
             self._decoding(f"decoding.{key}", decoding)
         for key, probe in self.probes.items():
