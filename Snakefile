@@ -20,6 +20,7 @@ localrules:
     all,
     table1,
     table2,
+    table3,
     table4,
     figure1,
     figure2,
@@ -44,4 +45,5 @@ include: "workflow/rules/reward_model.smk"
 include: "workflow/rules/rewardbench.smk"
 include: "workflow/rules/dpo.smk"
 include: "workflow/rules/signal.smk"
+include: "workflow/rules/alpacaeval.smk"
 include: "workflow/rules/paper.smk"

@@ -1,6 +1,7 @@
 """A judge on loopback: an HTTP server that speaks chat completions with log-probabilities, and misbehaves on demand.
 
-It reads the two outputs from the prompt and prefers by the number after "quality=": P(first) = sigmoid(q1 - q2).
+It reads the two outputs from the prompt and prefers by their quality, by default the number after "quality=":
+P(first) = sigmoid(q1 - q2).
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ _INSTRUCTION = re.compile(r'"instruction": """(.*?)"""', re.DOTALL)
 Plan = Callable[[str, int], str]
 
 
+def written_quality(output: str) -> float:
+    """The number after "quality="."""
+    return float(_QUALITY.findall(output)[0])
+
+
 def always_fine(instruction: str, attempt: int) -> str:
     """A server without a bad day."""
     return "ok"
@@ -32,8 +38,14 @@ def always_fine(instruction: str, attempt: int) -> str:
 class JudgeServer:
     """Serves on a free port of 127.0.0.1 while the context is open; counts what it was asked and what it answered."""
 
-    def __init__(self, plan: Plan = always_fine, latency: float = 0.0, first_always: float | None = None) -> None:
-        self.plan, self.latency, self.first_always = plan, latency, first_always
+    def __init__(
+        self,
+        plan: Plan = always_fine,
+        latency: float = 0.0,
+        first_always: float | None = None,
+        quality: Callable[[str], float] = written_quality,
+    ) -> None:
+        self.plan, self.latency, self.first_always, self.quality = plan, latency, first_always, quality
         self.bodies: list[dict[str, Any]] = []
         self.asked: list[tuple[float, str]] = []  # time and instruction of each request
         self.answered: Counter[str] = Counter()  # good answers sent in full, by instruction
@@ -69,7 +81,7 @@ class JudgeServer:
 
     def completion(self, body: dict[str, Any]) -> dict[str, Any]:
         """The answer as the service would give it."""
-        first, second = (float(_QUALITY.findall(text)[0]) for text in _OUTPUTS.findall(body["messages"][-1]["content"]))
+        first, second = map(self.quality, _OUTPUTS.findall(body["messages"][-1]["content"]))
         share = self.first_always or 1 / (1 + math.exp(second - first))
         tops = [("m", math.log(share)), ("M", math.log(1 - share)), ("The", -15.0), ("Both", -16.0)]
         return completion_of(body["model"], tops)

@@ -69,11 +69,12 @@ class Workflow:
 
     def triggered(self, path: str, *arguments: str) -> set[str]:
         """Rules that a dry-run would run because the input at `path` has changed, not because an earlier job ran."""
-        found = set()
-        for block in self.run("--dry-run", *arguments).stdout.split("\n\n"):
-            reason = block.partition("reason: ")[2].splitlines()
-            if reason and path in reason[0] and (name := re.search(r"^(?:local)?rule (\w+):", block, re.MULTILINE)):
-                found.add(name[1])
+        found, rule = set(), ""
+        for line in self.run("--dry-run", *arguments).stdout.splitlines():
+            if match := re.match(r"(?:local)?rule (\w+):", line):
+                rule = match[1]
+            elif line.lstrip().startswith("reason: ") and path in line:
+                found.add(rule)
         return found
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from judge_server import JudgeServer
-from shallow_signals.evaluation.alpacaeval import write_outputs
+from shallow_signals.evaluation.alpaca_files import write_outputs
 from shallow_signals.evaluation.judge_api import ApiJudge, Judged, judge_by_api
 from shallow_signals.evaluation.judge_cache import AnswerCache
 from shallow_signals.evaluation.judge_client import Patience
@@ -206,7 +206,7 @@ def test_no_key_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 RUN = """
 import json, logging, sys
 from pathlib import Path
-from shallow_signals.evaluation.alpacaeval import read_outputs
+from shallow_signals.evaluation.alpaca_files import read_outputs
 from shallow_signals.evaluation.judge_api import ApiJudge, judge_by_api
 from shallow_signals.evaluation.judge_client import Patience
 folder, url = Path(sys.argv[1]), sys.argv[2]

@@ -21,7 +21,7 @@ CONFIG = ("--configfile", "micro.yaml", "--quiet", "rules", "--", "all")
 
 def test_every_table_and_figure_is_there(finished: Workflow) -> None:
     results = finished.folder / "results/micro"
-    for table in ("table1", "table2", "table4", "controls"):
+    for table in ("table1", "table2", "table3", "table4", "controls"):
         frame = pd.read_csv(results / f"tables/{table}.csv")
         cells = frame[frame["value"].notna()]
         assert len(cells)

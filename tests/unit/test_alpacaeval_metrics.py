@@ -12,16 +12,19 @@ import pytest
 from numpy.typing import NDArray
 
 from shallow_signals.config.statistics import Statistics
-from shallow_signals.evaluation.alpacaeval import check_instructions, read_outputs, win_rate, write_outputs
+from shallow_signals.evaluation.alpaca_files import check_instructions, read_outputs, write_outputs
+from shallow_signals.evaluation.alpacaeval import win_rate
 from shallow_signals.evaluation.length_control import (
     GlmWeights,
     fit_glm,
     lc_from_weights,
     length_controlled,
     length_overlap,
+    read_weights,
+)
+from shallow_signals.evaluation.regulariser import (
     official_regulariser,
     read_difficulties,
-    read_weights,
     standin_regulariser,
 )
 from shallow_signals.files import InputError

@@ -111,6 +111,7 @@ def test_planted_prompts_are_drawn_by_seed(tmp_path: Path) -> None:
         ([{"instruction": [{"role": "user"}]}], {}, "row 1.*no list of messages"),
         (["text"], {}, "row 1.*not an object"),
         ([{"instruction": "x"}], {"input": "inptu"}, "inptu"),
+        ([{"instruction": "x", "output": None}], {"output": "output"}, "row 1.*'output' holds no text"),
     ],
 )
 def test_what_is_no_instruction_is_named(tmp_path: Path, rows: list[Any], columns: Any, message: str) -> None:

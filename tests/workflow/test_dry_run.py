@@ -12,10 +12,13 @@ def test_paper_plan_names_every_table(workflow: Workflow) -> None:
     # 4 data sets x 9 truncations, 4 aspects x 7 truncations
     assert planned["train_reward_model"] == 4 * 9 + 4 * 7
     assert planned["make_table"] == 3
-    assert planned["provide_model"] == 3  # Gemma, and the policy and reference of Figures 2 and 5
+    assert planned["provide_model"] == 4  # Gemma, Llama, and the policy and reference of Figures 2 and 5
     assert planned["draw_implicit_rewards"] == 2
     assert planned["gather_position"] == planned["compare_ranks"] == 2
     assert planned["choose_examples"] == planned["draw_examples"] == planned["draw_position"] == 1
+    # Table 3: Llama and its nine policies; what they are compared with is stored.
+    assert planned["generate_outputs"] == 10
+    assert planned["fetch_length_control"] == 2
 
 
 @pytest.mark.parametrize("profile", ["demo", "small"])
@@ -26,10 +29,37 @@ def test_profile_plans(workflow: Workflow, profile: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["table1", "table2", "table4", "tables", "probe", "figure1", "figure2", "figure5", "position"]
+    "target", ["table1", "table2", "table3", "table4", "tables", "probe", "figure1", "figure2", "figure5", "position"]
 )
 def test_named_targets(workflow: Workflow, target: str) -> None:
     assert workflow.planned("--configfile", "micro.yaml", "--", target)
+
+
+def test_table_3_in_every_configuration(workflow: Workflow) -> None:
+    """The base model's other sample is generated only where nothing is stored to compare with."""
+    paper = workflow.planned("table3")
+    assert (paper["generate_outputs"], paper["judge_outputs_skywork"], paper["train_dpo"]) == (10, 1, 9)
+    demo = workflow.planned("--configfile", "config/demo.yaml", "--", "table3")
+    assert demo["generate_outputs_planted_skywork"] == demo["make_table3"] == 1
+    apart = workflow.planned("--configfile", "micro.yaml", "--config", "process_per=model", "--", "table3")
+    assert apart["generate_outputs"] == 5
+    assert "judge_outputs_skywork" not in workflow.planned("--configfile", "config/small.yaml", "--", "all")
+
+
+def test_a_missing_key_is_refused_before_any_job(workflow: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its judge is asked; tables that ask no judge need no key."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    path = workflow.folder / "micro.yaml"
+    judge = "truth: {kind: api, model: gpt, input_price: 1, output_price: 1}"
+    path.write_text(path.read_text().replace("truth: {kind: planted, dataset: one}", judge))
+    result = workflow.run("--configfile", "micro.yaml", "--", "table3", check=False)
+    assert result.returncode != 0
+    assert "set the environment variable OPENAI_API_KEY" in result.stdout
+    assert not list((workflow.folder / "results").glob("**/*.parquet"))
+    assert workflow.planned("--configfile", "micro.yaml", "--", "table3")["judge_outputs_one"] == 1
+    pairs = "results/micro/data/one/pairs.parquet"
+    workflow.run("--configfile", "micro.yaml", "--quiet", "rules", "--", pairs)
+    assert (workflow.folder / pairs).is_file()
 
 
 def test_unpinned_paper_run_is_refused_before_any_job(workflow: Workflow) -> None:
@@ -48,6 +78,8 @@ def test_unpinned_paper_run_is_refused_before_any_job(workflow: Workflow) -> Non
         ("process_per=gpu", ["process_per", "'gpu'", "'model' or 'experiment'"]),
         ("tables={table1: [skywrok]}", ["tables.table1", "skywrok", "skywork"]),
         ("reward_models={skywork: {truncations: [hed50]}}", ["reward_models.skywork.truncations.0", "hed50", "head50"]),
+        ("alpacaeval={skywork: {instructions: alpaca}}", ["alpacaeval.skywork.against", "'alpaca'", "columns.output"]),
+        ("process_per=experiment", ["alpacaeval.skywork.engine", "process_per: model"]),
         ("statistics={resamples: few}", ["statistics.resamples", "'few'", "integer"]),
     ],
 )

@@ -43,9 +43,10 @@ def test_touching_code_and_data_runs_nothing(copy: Workflow) -> None:
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
-        ("paper/render.py", {"make_table"}),
+        ("paper/render.py", {"make_table", "make_table3"}),
         ("signal/probe.py", {"run_probe"}),
-        ("data/hub.py", {"ingest_dataset"}),
+        ("data/hub.py", {"ingest_dataset", "prepare_instructions"}),
+        ("evaluation/judging.py", {"judge_outputs_one"}),
         ("training/dpo.py", {"train_dpo_one"}),
     ],
 )
@@ -53,7 +54,7 @@ def test_edited_module_runs_exactly_the_steps_that_use_it(copy: Workflow, module
     path = f"workflow/shallow_signals/{module}"
     edit(copy.folder / path, "\n# an edit\n")
     assert copy.triggered(path, *CONFIG, "--", "all") == expected
-    if expected == {"make_table"}:  # nothing follows a table
+    if "make_table" in expected:  # nothing follows a table
         assert copy.planned(*CONFIG, "--", "all").keys() == expected
 
 

@@ -36,6 +36,7 @@ wildcard_constraints:
     implicit="[A-Za-z0-9_.]+",
     instructions="[A-Za-z0-9_.]+",
     comparison="[A-Za-z0-9_.]+",
+    member=f"base|reference|{TRUNCATION_PATTERN}",
     decoding="[A-Za-z0-9_.]+",
     truncation=TRUNCATION_PATTERN,
     seed="[0-9]+",
@@ -127,8 +128,24 @@ def unpinned():
     return sorted({s.repo for s in hub if s.revision is None and s.repo not in PINS})
 
 
+def missing_keys():
+    """Environment variables that hold the key of a service that a planned step will ask, and that are not set."""
+    planned = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    asked = [
+        STUDY.judges[STUDY.alpacaeval[c].judge] for c in comparisons() if f"judge_outputs_{c}" in planned
+    ]
+    keys = {judge.key_variable for judge in asked if judge.kind == "api"}
+    return sorted(key for key in keys if not os.environ.get(key, "").strip())
+
+
 def before_start():
-    """Refuse to start (dry-runs pass) while the configuration asks for pinned revisions and some are unknown."""
+    """Refuse to start (dry-runs pass) without a judge's key, or while revisions that must be pinned are unknown."""
+    if missing_keys():
+        raise WorkflowError(
+            "no API key for the judge of Table 3: set the environment variable "
+            + ", ".join(missing_keys())
+            + ". It is asked for now, before anything is generated."
+        )
     if STUDY.require_pinned and unpinned():
         raise WorkflowError(
             "no pinned revision for "

@@ -163,7 +163,7 @@ class Study(Closed):
     figures: Figures = Figures()
     probe: list[Name] = []  # the probes of this run
     page: Page | None = None  # results/<run>/README.md; null: none is written
-    checks: list[Literal["planted", "shuffled"]] = []  # instruments held against a known truth
+    checks: list[Literal["planted", "shuffled", "dpo"]] = []  # instruments held against a known truth
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -183,9 +183,9 @@ class Study(Closed):
         for key, judge in self.judges.items():
             self._judge(f"judges.{key}", judge)
         for key, comparison in self.alpacaeval.items():
-            _known(f"alpacaeval.{key}.instructions", comparison.instructions, self.instructions)
-            _known(f"alpacaeval.{key}.policies", comparison.policies, self.dpo)
-            _known(f"alpacaeval.{key}.judge", comparison.judge, self.judges)
+            self._comparison(f"alpacaeval.{key}", comparison)
+            if comparison.engine == "vllm" and self.process_per == "experiment" and key in self.tables.table3:
+                raise ValueError(f"alpacaeval.{key}.engine: vllm keeps its GPU until it ends; set process_per: model")
         for key, decoding in self.decoding.items():
             self._decoding(f"decoding.{key}", decoding)
         for key, probe in self.probes.items():
@@ -227,6 +227,20 @@ class Study(Closed):
         for name, label in zip(names, labels, strict=True):
             if labels.count(label) > 1:
                 raise ValueError(f"{where}: '{name}' and another are both called '{label}'; give it a label of its own")
+
+    def _comparison(self, where: str, comparison: AlpacaEval) -> None:
+        _known(f"{where}.instructions", comparison.instructions, self.instructions)
+        _known(f"{where}.policies", comparison.policies, self.dpo)
+        _known(f"{where}.judge", comparison.judge, self.judges)
+        source = self.instructions[comparison.instructions].source
+        if self.data_root and source.kind == "hub" and source.offline is not None:
+            source = source.offline
+        columns = getattr(source, "columns", None)
+        if comparison.against == "stored" and (columns is None or columns.output is None):
+            raise ValueError(
+                f"{where}.against: '{comparison.instructions}' names no column with stored outputs; "
+                "set its columns.output, or take base"
+            )
 
     def _decoding(self, where: str, decoding: Decoding) -> None:
         _known(f"{where}.instructions", decoding.instructions, self.instructions)

@@ -133,6 +133,9 @@ def _mapped(row: object, columns: InstructionColumns, where: str) -> dict[str, A
         below = row.get(columns.input) if columns.input else None
         prompt = _user(f"{text}\n\n{below}" if below else text)
     stored = {"output": columns.output, "generator": columns.generator}
+    for name in stored.values():
+        if name and not isinstance(row.get(name), str):
+            raise InputError(f"{where}: column '{name}' holds no text")
     return {"prompt": prompt, **{key: row.get(name) if name else None for key, name in stored.items()}}
 
 

@@ -30,6 +30,7 @@ def generate(
     end_ids: Sequence[int],
     seed: int,
     samples: int = 1,
+    first_sample: int = 0,
     batch_size: int = 32,
     kl: bool = True,
     greedy: bool = False,
@@ -42,7 +43,7 @@ def generate(
 
     `policy` and `reference` are causal language models of one vocabulary on one device; a policy that is a peft adapter
     may have None for a reference: its base. `prompts` are token ids and end with the generation prompt. A response ends
-    with the first token of `end_ids`, or at `max_new_tokens`.
+    with the first token of `end_ids`, or at `max_new_tokens`. Samples are numbered from `first_sample`.
 
     The random numbers depend on `seed`, prompt id (by default a hash of the prompt's tokens), sample and position only:
     in float32 neither the order of the prompts nor `batch_size` (responses side by side) changes a token, but where a
@@ -60,7 +61,8 @@ def generate(
     ids = _ids(prompts, prompt_ids)
     _check(pair, prompts, ids, strategies, max_new_tokens, samples, batch_size)
     settings = Settings(max_new_tokens, tuple(end_ids), seed, kl, greedy)
-    batches = plan_batches(prompts, ids, strategies, samples, batch_size)
+    drawn = range(first_sample, first_sample + samples)
+    batches = plan_batches(prompts, ids, strategies, drawn, batch_size)
     shards = Shards(state, batches, settings) if state else None
     made: list[Generation] = []
     with _bar(sum(map(len, batches)), progress) as tick:
@@ -74,18 +76,22 @@ def generate(
                 tick(len(jobs), 0)
             made += found
     place = {(g.prompt_id, g.sample, g.strategy): g for g in made}
-    return [place[i, sample, s.name] for i in ids for sample in range(samples) for s in strategies]
+    return [place[i, sample, s.name] for i in ids for sample in drawn for s in strategies]
 
 
 def plan_batches(
-    prompts: Sequence[Sequence[int]], ids: Sequence[str], strategies: Sequence[Strategy], samples: int, batch_size: int
+    prompts: Sequence[Sequence[int]],
+    ids: Sequence[str],
+    strategies: Sequence[Strategy],
+    samples: Sequence[int],
+    batch_size: int,
 ) -> list[list[Job]]:
     """All jobs in batches of `batch_size`: prompts of like length together, longest first, a prompt's jobs in a row.
 
     The same arguments give the same batches, on which resuming rests.
     """
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), ids[i]))
-    jobs = [Job(ids[i], prompts[i], sample, s) for i in order for sample in range(samples) for s in strategies]
+    jobs = [Job(ids[i], prompts[i], sample, s) for i in order for sample in samples for s in strategies]
     return [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
 
 

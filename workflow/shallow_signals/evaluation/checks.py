@@ -32,7 +32,7 @@ MIN_SHUFFLES = 5
 class Check:
     """One comparison of a measurement with a truth."""
 
-    check: str  # bound, gap, persistent, shuffled, flipped
+    check: str  # bound, gap, persistent, shuffled, flipped; of win rates: dpo, even
     experiment: str
     truncation: str
     test: str
@@ -104,7 +104,7 @@ def as_table(checks: list[Check]) -> pa.Table:
 def require(checks: list[Check]) -> None:
     """Raise `CheckFailed` that lists the checks that do not pass; also when there was nothing to check."""
     if not checks:
-        raise CheckFailed("nothing to check: this run has no planted experiment with held-out scores")
+        raise CheckFailed("nothing to check: this run has no planted experiment of the kind that the check is about")
     failed = [check for check in checks if not check.passes]
     if failed:
         lines = [

@@ -22,7 +22,7 @@ from alpaca_eval import completion_parsers, utils
 from alpaca_eval.annotators import SinglePairwiseAnnotator
 
 from shallow_signals.data.pairs import content_id
-from shallow_signals.evaluation.alpacaeval import Record
+from shallow_signals.evaluation.alpaca_files import Record
 from shallow_signals.evaluation.judge_cache import AnswerCache
 from shallow_signals.evaluation.judge_client import Outcome, Patience, Question, ask_all, require_answers
 from shallow_signals.evaluation.judges import CONFIG, SEED, compare
@@ -87,6 +87,17 @@ def judge_by_api(
     )
 
 
+def estimate_by_api(
+    reference: Sequence[Record], several: Sequence[Sequence[Record]], judge: ApiJudge, cache: Path
+) -> str:
+    """One line for all models of `several` together: what `cache` lacks, and about what it will cost. Asks nothing."""
+    with AnswerCache(cache) as answers:
+        session = _Session(judge, answers, report=lambda line: None, ask=False)
+        for outputs in several:
+            compare(reference, outputs, judge.name, session.annotator())
+    return session.estimate()
+
+
 def package_settings() -> dict[str, Any]:
     """The package's own configuration of the judge that this one derives from."""
     settings: dict[str, Any] = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))[CONFIG.parent.name]
@@ -96,7 +107,7 @@ def package_settings() -> dict[str, Any]:
 class _Session:
     """One judging run: it stands between the package's annotator and the service."""
 
-    def __init__(self, judge: ApiJudge, cache: AnswerCache, report: Callable[[str], None]) -> None:
+    def __init__(self, judge: ApiJudge, cache: AnswerCache, report: Callable[[str], None], ask: bool = True) -> None:
         settings = package_settings()
         parameters = dict(settings["completions_kwargs"])
         parameters.pop("model_name")
@@ -104,9 +115,10 @@ class _Session:
         self.parser = getattr(completion_parsers, settings["fn_completion_parser"])
         self.parser_settings = settings["completion_parser_kwargs"]
         self.template = CONFIG.parents[1] / settings["prompt_template"]
-        self.judge, self.cache, self.report = judge, cache, report
+        self.judge, self.cache, self.report, self.ask = judge, cache, report, ask
         self.outcome = Outcome()
         self.cached = 0
+        self.missing: dict[str, Question] = {}
         self.unanswered: list[Question] = []
 
     def annotator(self) -> Any:
@@ -124,8 +136,11 @@ class _Session:
     def complete(self, prompts: Sequence[Question]) -> dict[str, list[dict[str, Any] | None]]:
         """The package's completion function: the first choice of each answer, None where there is none."""
         missing = [question for question in prompts if self.cache.get(question.key) is None]
-        self.cached = len(prompts) - len(missing)
-        self.report(self._estimate(missing, len(prompts)))
+        self.cached += len(prompts) - len(missing)
+        self.missing |= {question.key: question for question in missing}
+        self.report(self.estimate())
+        if not self.ask:
+            return {"completions_all": [None] * len(prompts)}
         if missing:
             patience = self.judge.patience
             with _client(self.judge) as client:
@@ -169,16 +184,17 @@ class _Session:
         """Why a question has no answer."""
         return self.outcome.unanswered[question.key]
 
-    def _estimate(self, missing: Sequence[Question], total: int) -> str:
-        judge = self.judge
+    def estimate(self) -> str:
+        """One line: how many comparisons there are, how many are missing, and about what these will cost."""
+        judge, missing = self.judge, self.missing.values()
         characters = sum(len(message["content"]) for question in missing for message in question.messages)
         prompt_tokens = math.ceil(characters / judge.characters_per_token)
         answer_tokens = len(missing) * int(self.request["max_tokens"])
         return (
-            f"{judge.name}: {total} comparisons, {total - len(missing)} in the cache, {len(missing)} to ask: about "
-            f"{prompt_tokens:,} prompt tokens (characters / {judge.characters_per_token:g}) and {answer_tokens:,} "
-            f"answer tokens, about ${_dollars(judge, prompt_tokens, answer_tokens):.2f} (${judge.input_price:g} and "
-            f"${judge.output_price:g} per million)"
+            f"{judge.name}: {self.cached + len(missing)} comparisons, {self.cached} in the cache, {len(missing)} to "
+            f"ask: about {prompt_tokens:,} prompt tokens (characters / {judge.characters_per_token:g}) and "
+            f"{answer_tokens:,} answer tokens, about ${_dollars(judge, prompt_tokens, answer_tokens):.2f} "
+            f"(${judge.input_price:g} and ${judge.output_price:g} per million)"
         )
 
 

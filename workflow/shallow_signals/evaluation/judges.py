@@ -1,7 +1,7 @@
 """Judges that compare a model's outputs with the reference's, through AlpacaEval's `PairwiseAnnotator`.
 
 Here: judges that score each output by itself (a reward model, the demo's true reward). `judge_api` asks a language
-model. All yield the annotations frame of `alpacaeval`.
+model. All yield the annotations frame of `alpaca_files`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from alpaca_eval.annotators import PairwiseAnnotator
 
-from shallow_signals.evaluation.alpacaeval import COLUMNS, Record, check_instructions
+from shallow_signals.evaluation.alpaca_files import COLUMNS, Record, check_instructions
 from shallow_signals.files import InputError
 
 Score = Callable[[str, str], float]  # instruction and output to a reward

@@ -22,7 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from shallow_signals.config.statistics import Statistics
 from shallow_signals.evaluation.alpacaeval import win_scores
-from shallow_signals.evaluation.statistics import DEFAULTS, Estimate, Floats
+from shallow_signals.evaluation.regulariser import Regulariser, read_csv
+from shallow_signals.evaluation.statistics import DEFAULTS, Estimate
 from shallow_signals.files import InputError
 
 if TYPE_CHECKING:
@@ -32,12 +33,6 @@ GLM = "length_controlled_v1"
 GROUPS = 20  # of the jackknife: twenty-one fits of a tenth of a second each
 MIN_ROWS = 2 * GROUPS
 ONE_SIDED = 0.05  # share of pairs below which one sign of the length difference counts as missing
-GAMED_COLUMNS = ["preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline", "model"]
-# AlpacaEval 2.0's two gamed baselines as published: weights of length and difficulty, and the win rate.
-GAMED = {
-    "gpt4_1106_preview_verbose": (-1.5835274219761557, 0.8334888457867451, 0.6430360147101865),
-    "gpt4_1106_preview_concise": (-1.6424856171097677, 0.6835779026468267, 0.2292019444047205),
-}
 
 
 @dataclass(frozen=True)
@@ -47,19 +42,6 @@ class GlmWeights:
     length: float
     difficulty: float
     intercept: float
-
-
-@dataclass(frozen=True)
-class Regulariser:
-    """The gamed baselines' rows (AlpacaEval's df_gamed.csv), which also carry the instructions' difficulties."""
-
-    rows: pd.DataFrame
-    official: bool
-
-    @property
-    def instructions(self) -> int:
-        """Number of instructions that the rows know the difficulty of."""
-        return int(self.rows["index"].nunique())
 
 
 @dataclass(frozen=True)
@@ -100,80 +82,12 @@ class LengthControlled:
     approximate: bool  # True with a stand-in regulariser: not AlpacaEval's number
     lengths: LengthOverlap
     notes: tuple[str, ...]  # warnings of the fit, or why there is none
-
-
-def official_regulariser(path: Path) -> Regulariser:
-    """AlpacaEval's df_gamed.csv; raises `InputError` when it is not that file."""
-    import pandas as pd
-
-    rows = _read_csv(path)
-    missing = [column for column in GAMED_COLUMNS if column not in rows]
-    if missing:
-        raise InputError(f"{path}: no column {', '.join(missing)}; expected AlpacaEval's df_gamed.csv")
-    if not isinstance(rows.index, pd.RangeIndex) or rows["not_gamed_baseline"].astype(bool).any():
-        raise InputError(f"{path}: expected gamed baselines only; take df_gamed.csv of tatsu-lab/alpaca_eval")
-    return Regulariser(rows[GAMED_COLUMNS], official=True)
-
-
-def standin_regulariser(difficulty: ArrayLike, seed: int = 0) -> Regulariser:
-    """Rows to use where df_gamed.csv is absent, rebuilt from what is published about the two gamed baselines.
-
-    `difficulty` [n] are the instructions' difficulties in the annotations' order (zeros where none are known). Each
-    baseline is the reference model itself, so its quality is taken as equal (no intercept): its preference is
-    sigmoid(a x + b difficulty) with the published a and b, x = tanh(mu + z), z standard normal, mu such that the mean
-    preference is the published win rate.
-    """
-    import pandas as pd
-    from scipy.stats import norm
-
-    values = np.asarray(difficulty, dtype=np.float64)
-    quantiles = norm.ppf((np.arange(values.size) + 0.5) / values.size)
-    generator = np.random.default_rng(seed)
-    frames = []
-    for model, (slope, weight, rate) in GAMED.items():
-        lengths, preference = _gamed(slope, weight * values, rate, generator.permutation(quantiles))
-        columns = [preference, np.arange(values.size), lengths, values, False, model]
-        frames.append(pd.DataFrame(dict(zip(GAMED_COLUMNS, columns, strict=True))))
-    return Regulariser(pd.concat(frames, ignore_index=True), official=False)
-
-
-def _gamed(slope: float, offset: Floats, rate: float, spread: Floats) -> tuple[Floats, Floats]:
-    """Standardised length differences around the mean that gives the win rate `rate`, and their preferences."""
-    from scipy.optimize import brentq
-    from scipy.special import expit
-
-    def preference(mean: float) -> Floats:
-        return np.asarray(expit(slope * np.tanh(mean + spread) + offset), dtype=np.float64)
-
-    mean = float(brentq(lambda guess: float(preference(guess).mean()) - rate, -10.0, 10.0))
-    return mean + spread, preference(mean)
-
-
-def read_difficulties(path: Path, instructions: Sequence[str]) -> Floats:
-    """Difficulties [n] of `instructions`.
-
-    A file with an `instruction` column is joined by its text; AlpacaEval's instruction_difficulty.csv has none and
-    holds the 805 instructions in their order. Raises `InputError` when an instruction has no difficulty.
-    """
-    table = _read_csv(path)
-    names = [column for column in table if "difficulty" in str(column)]
-    if len(names) != 1:
-        raise InputError(f"{path}: expected one column of difficulties, found {names or 'none'}")
-    values = table[names[0]].astype(float)
-    if "instruction" not in table:
-        if len(table) != len(instructions):
-            raise InputError(f"{path}: {len(table)} difficulties for {len(instructions)} instructions, joined by order")
-        return np.asarray(values, dtype=np.float64)
-    known = dict(zip(table["instruction"], values, strict=True))
-    absent = [instruction for instruction in instructions if instruction not in known]
-    if absent:
-        raise InputError(f"{path}: no difficulty for {len(absent)} instructions, first {absent[0][:50]!r}")
-    return np.array([known[instruction] for instruction in instructions])
+    left_out: tuple[float, ...] = ()  # the values without each of the jackknife's groups
 
 
 def read_weights(path: Path) -> dict[str, GlmWeights]:
     """Published GLM weights by model (AlpacaEval's weights/.../baseline_gpt4_1106_preview.csv)."""
-    table = _read_csv(path)
+    table = read_csv(path)
     if table.shape[1] != 4:
         raise InputError(f"{path}: expected a model and three weights a row, found {table.shape[1]} columns")
     return {str(row[0]): GlmWeights(*map(float, row[1:])) for row in table.itertuples(index=False)}
@@ -216,8 +130,8 @@ def length_controlled(
     from alpaca_eval.metrics.glm_winrate import get_is_extreme_changes
 
     frame, judged = _standard(annotations, regulariser)
-    name = "LC win rate" if regulariser.official else "LC win rate (stand-in regulariser)"
     reason = _unfit(frame, judged)
+    left_out: list[float] = []
     if reason:
         fit, extreme = GlmFit(math.nan, GlmWeights(math.nan, math.nan, math.nan), False, (reason,)), False
         low, high, method = math.nan, math.nan, reason
@@ -231,7 +145,7 @@ def length_controlled(
         low, high, method = max(low, 0.0), min(high, 100.0), f"jackknife over {GROUPS} groups of instructions"
     clusters = annotations["instruction"].iloc[judged].nunique()
     return LengthControlled(
-        name=name,
+        name=regulariser.number,
         estimate=Estimate(fit.value, low, high, judged.size, clusters, method),
         weights=fit.weights,
         converged=fit.converged,
@@ -239,7 +153,24 @@ def length_controlled(
         approximate=not regulariser.official,
         lengths=length_overlap(annotations),
         notes=fit.notes,
+        left_out=tuple(left_out),
     )
+
+
+def lc_difference(
+    first: LengthControlled, second: LengthControlled, settings: Statistics = DEFAULTS
+) -> Estimate | None:
+    """The LC win rate of `first` minus that of `second`, of one set of instructions; None where one has no value.
+
+    The jackknife leaves out the same groups of instructions on both sides, so the interval is a paired one.
+    """
+    if not (first.left_out and second.left_out):
+        return None
+    value = first.estimate.value - second.estimate.value
+    differences = [a - b for a, b in zip(first.left_out, second.left_out, strict=True)]
+    low, high = _jackknife_interval(value, differences, settings.confidence)
+    rows = min(first.estimate, second.estimate, key=lambda side: side.n)
+    return Estimate(value, low, high, rows.n, rows.clusters, first.estimate.method)
 
 
 def fit_glm(annotations: pd.DataFrame, regulariser: Regulariser) -> GlmFit:
@@ -324,15 +255,3 @@ def _local_files(regulariser: Regulariser) -> Iterator[None]:
             yield
         finally:
             glm_winrate.hf_hub_download = download
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    try:
-        # An instruction may be the text "NA" or "None": nothing is read as missing.
-        return pd.read_csv(path, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable CSV file ({str(error).splitlines()[0]})") from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from shallow_signals.data.pairs import Message
@@ -83,6 +85,26 @@ def conversation_text(tokenizer: Any, template: Template, messages: Sequence[Mes
 def prompt_ids(tokenizer: Any, template: Template, texts: list[str]) -> list[list[int]]:
     """Token ids of renderings (of prompts or conversations), BOS first where the template's reading says so."""
     return [[*template.bos_ids, *ids] for ids in _ids(tokenizer, texts)]
+
+
+def end_ids(folder: Path, tokenizer: Any, template: Template) -> tuple[int, ...]:
+    """Tokens that end a response of the checkpoint in `folder`.
+
+    The one that ends its turn (the first of the closing's tokens that is no ordinary text), the tokenizer's end of text
+    and what the checkpoint's generation_config.json names. Raises `InputError` where there is none of them: a response
+    would never end.
+    """
+    added = set(tokenizer.get_added_vocab().values())
+    turn = [token for token in template.closing_ids if token in added][:1]
+    file = folder / "generation_config.json"
+    named = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    others = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    found = tuple(dict.fromkeys([*turn, *(token for token in others if token is not None)]))
+    if not found:
+        raise InputError(
+            f"{folder}: nothing ends a response, neither its chat_template nor an eos_token; add an eos_token"
+        )
+    return found
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:

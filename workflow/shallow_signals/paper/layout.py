@@ -25,6 +25,7 @@ class Cell:
     left_out: int = 0  # pairs that only one side of the difference scored
     note: str = ""
     mark: Literal["", "best", "second"] = ""
+    text: str = ""  # what stands in the place of a number
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Table:
     columns: tuple[tuple[str, str], ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    digits: int = DIGITS  # behind the point of a printed number; its interval has one less
+    unit: str = "Pairs"  # what n counts
 
 
 def scope(cell: Cell) -> str:
@@ -63,9 +66,9 @@ def computed(value: float) -> Cell:
     return Cell(Estimate(value, float("nan"), float("nan"), 0, 0, "computed from the world"))
 
 
-def marked(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+def marked(cells: Sequence[Cell], digits: int = DIGITS) -> tuple[Cell, ...]:
     """The cells with the highest value marked best and the next lower one second; equal printed values share a mark."""
-    printed = [None if cell.estimate is None else round(cell.estimate.value, DIGITS) for cell in cells]
+    printed = [None if cell.estimate is None else round(cell.estimate.value, digits) for cell in cells]
     ranked = sorted({value for value in printed if value is not None}, reverse=True)
     if sum(value is not None for value in printed) < 2:
         return tuple(cells)

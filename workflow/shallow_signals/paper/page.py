@@ -24,6 +24,7 @@ TABLES: tuple[tuple[str, str, Reading], ...] = (
     ("verdicts", "Early, everywhere, or length?", readings.verdicts),
     ("table1", "Table 1: reward models on the benchmark", readings.benchmark),
     ("table2", "Table 2: reward models by aspect", readings.heldout),
+    ("table3", "Table 3: win rates of DPO policies", readings.win_rates),
     ("table4", "Table 4: reward models of text that people wrote", readings.benchmark),
     ("controls", "Reward models and their controls on held-out pairs", readings.controls),
 )

@@ -41,6 +41,24 @@ def heldout(frame: pd.DataFrame) -> Iterator[str]:
         )
 
 
+def win_rates(frame: pd.DataFrame) -> Iterator[str]:
+    """Table 3: the policy of whole responses against the model that it started from, and against those of parts."""
+    for (group, metric), part in frame.groupby(["group", "row"], sort=False):
+        rates = part.dropna(subset=["value", "low"])
+        full, base, head = (rates[rates["name"] == name] for name in ("full", "base", "head50"))
+        if full.empty:
+            continue
+        text = f"**{group}**, {metric}: {_percent(full.iloc[0])} for the policy of whole responses"
+        if not base.empty:
+            text += f", {_percent(base.iloc[0])} for the model that it started from"
+        if not head.empty:
+            text += f", {_percent(head.iloc[0])} for the policy of first halves"
+            text += f" (difference {_percent(head.iloc[0], 'difference', '+')})"
+        rest = rates[~rates["name"].isin(["full", "base"])]
+        beyond = rest[(rest["difference_high"] < 0) | (rest["difference_low"] > 0)]
+        yield f"{text}. {len(beyond)} of {len(rest)} other policies differ from the first beyond their interval."
+
+
 def controls(frame: pd.DataFrame) -> Iterator[str]:
     """The controls: what each truncation's model gets right on what it keeps, and the gap to the head of equal size."""
     for group, part in _groups(frame, "group"):
@@ -150,6 +168,11 @@ def _first(frame: pd.DataFrame, **wanted: Any) -> Any:
 
 def _score(row: Any) -> str:
     return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def _percent(row: Any, name: str = "value", sign: str = "") -> str:
+    prefix = "" if name == "value" else f"{name}_"
+    return f"{row[name]:{sign}.1f} [{row[f'{prefix}low']:{sign}.1f}, {row[f'{prefix}high']:{sign}.1f}]"
 
 
 def _accuracy(row: Any) -> str:

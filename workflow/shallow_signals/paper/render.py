@@ -12,10 +12,9 @@ from pathlib import Path
 
 from shallow_signals.evaluation.statistics import Estimate
 from shallow_signals.files import write_text
-from shallow_signals.paper.layout import DIGITS, Cell, Row, Table, scope
+from shallow_signals.paper.layout import Cell, Row, Table, scope
 
 DASH = "—"
-SIZES = "Pairs (clusters)"
 _TEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -83,7 +82,7 @@ def to_csv(table: Table) -> str:
                     "ties": cell.ties if found else "",
                     "left_out": cell.left_out if cell.difference else "",
                     "scope": scope(cell),
-                    "note": "; ".join(note for note in (cell.note, row.note if cell.note != row.note else "") if note),
+                    "note": "; ".join(filter(None, (cell.text, cell.note, row.note if cell.note != row.note else ""))),
                 }
             )
     return text.getvalue()
@@ -102,19 +101,20 @@ def to_markdown(table: Table) -> str:
         lines += ["- **Bold**: best of its row; _italic_: second best."]
     lines += [f"- {note}" for note in [*table.notes, *notes.common]]
     if differences := _differences(table):
-        lines += ["", "Differences to the model trained on full responses, on the same pairs (comparable?):", ""]
+        same = f"on the same {table.unit.lower()}"
+        lines += ["", f"Differences to the model trained on full responses, {same} (comparable?):", ""]
         lines += _markdown_block(differences, notes, _markdown_difference)
     lines += ["", *(f"[^{number}]: {text}" for text, number in notes.numbers.items())]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _markdown_block(table: Table, notes: _Footnotes, text: Callable[[Cell], str]) -> Iterator[str]:
-    heads = [*table.stub, SIZES, *(label for _, label in table.columns)]
+def _markdown_block(table: Table, notes: _Footnotes, text: Callable[[Cell, int], str]) -> Iterator[str]:
+    heads = [*table.stub, f"{table.unit} (clusters)", *(label for _, label in table.columns)]
     yield "| " + " | ".join(heads) + " |"
     yield "|" + "---|" * len(heads)
     for row in table.rows:
         stub = [row.group, row.label + _marks(notes.of_row(row), "[^{}]"), _sizes(row)]
-        cells = [text(cell) + _marks(notes.of_cell(row, cell), "[^{}]") for cell in row.cells]
+        cells = [text(cell, table.digits) + _marks(notes.of_cell(row, cell), "[^{}]") for cell in row.cells]
         yield "| " + " | ".join(part.replace("|", "\\|") for part in [*stub, *cells]) + " |"
 
 
@@ -127,7 +127,8 @@ def to_latex(table: Table) -> str:
         text.append("Darker blue: best of its row; lighter blue: second best.")
     if differences := _differences(table):
         lines += ["", r"\medskip", "", *_latex_block(differences, notes, _latex_difference)]
-        text.append("Below: differences to the model trained on full responses, on the same pairs.")
+        same = f"on the same {table.unit.lower()}"
+        text.append(f"Below: differences to the model trained on full responses, {same}.")
     numbered = [f"$^{{{number}}}$ {escape(note)}." for note, number in notes.numbers.items()]
     lines += [
         r"\caption{" + " ".join([*map(escape, text), *numbered]) + "}",
@@ -137,8 +138,8 @@ def to_latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _latex_block(table: Table, notes: _Footnotes, text: Callable[[Cell], str]) -> Iterator[str]:
-    heads = [*table.stub, SIZES, *(label for _, label in table.columns)]
+def _latex_block(table: Table, notes: _Footnotes, text: Callable[[Cell, int], str]) -> Iterator[str]:
+    heads = [*table.stub, f"{table.unit} (clusters)", *(label for _, label in table.columns)]
     yield r"\resizebox{\textwidth}{!}{%"
     yield r"\begin{tabular}{ll" + "r" * (len(heads) - 2) + "}"
     yield r"\toprule"
@@ -153,7 +154,7 @@ def _latex_block(table: Table, notes: _Footnotes, text: Callable[[Cell], str]) -
             escape(_sizes(row)),
         ]
         group = row.group
-        cells = [text(cell) + _marks(notes.of_cell(row, cell), "$^{{{}}}$") for cell in row.cells]
+        cells = [text(cell, table.digits) + _marks(notes.of_cell(row, cell), "$^{{{}}}$") for cell in row.cells]
         yield " & ".join([*stub, *cells]) + r" \\"
     yield r"\bottomrule"
     yield r"\end{tabular}}"
@@ -220,10 +221,11 @@ def _range(numbers: list[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
-def _bounds(estimate: Estimate, sign: str = "") -> str:
+def _bounds(estimate: Estimate, digits: int, sign: str = "") -> str:
+    """The interval, with one digit less than the number."""
     if math.isnan(estimate.low):
         return ""
-    return f"[{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
+    return f"[{estimate.low:{sign}.{digits - 1}f}, {estimate.high:{sign}.{digits - 1}f}]"
 
 
 def _spread(cell: Cell) -> tuple[int, float] | None:
@@ -235,39 +237,40 @@ def _spread(cell: Cell) -> tuple[int, float] | None:
     return runs, math.sqrt(math.fsum((value - mean) ** 2 for value in cell.by_seed) / (runs - 1))
 
 
-def _markdown_score(cell: Cell) -> str:
+def _markdown_score(cell: Cell, digits: int) -> str:
     if cell.estimate is None:
-        return DASH
-    number = f"{cell.estimate.value:.{DIGITS}f}"
+        return cell.text or DASH
+    number = f"{cell.estimate.value:.{digits}f}"
     number = {"best": f"**{number}**", "second": f"_{number}_"}.get(cell.mark, number)
     runs = _spread(cell)
-    return " ".join(filter(None, [number, _bounds(cell.estimate), f"(sd {runs[1]:.3f} of {runs[0]})" if runs else ""]))
+    spread = f"(sd {runs[1]:.{digits - 1}f} of {runs[0]})" if runs else ""
+    return " ".join(filter(None, [number, _bounds(cell.estimate, digits), spread]))
 
 
-def _markdown_difference(cell: Cell) -> str:
+def _markdown_difference(cell: Cell, digits: int) -> str:
     if cell.difference is None:
         return DASH
     verdict = f" {cell.verdict}" if cell.verdict else ""
-    return f"{cell.difference.value:+.{DIGITS}f} {_bounds(cell.difference, '+')}{verdict}"
+    return f"{cell.difference.value:+.{digits}f} {_bounds(cell.difference, digits, '+')}{verdict}"
 
 
-def _latex_score(cell: Cell) -> str:
+def _latex_score(cell: Cell, digits: int) -> str:
     if cell.estimate is None:
-        return escape(DASH)
-    number = f"{cell.estimate.value:.{DIGITS}f}"
+        return escape(cell.text or DASH)
+    number = f"{cell.estimate.value:.{digits}f}"
     colour = {"best": r"\cellcolor{bestblue}", "second": r"\cellcolor{secondblue}"}.get(cell.mark, "")
     number = rf"\textbf{{{number}}}" if cell.mark == "best" else number
     runs = _spread(cell)
-    small = [_math(_bounds(cell.estimate)), rf"$\pm${runs[1]:.3f} ({runs[0]})" if runs else ""]
+    small = [_math(_bounds(cell.estimate, digits)), rf"$\pm${runs[1]:.{digits - 1}f} ({runs[0]})" if runs else ""]
     return colour + " ".join([number, *(rf"{{\scriptsize {part}}}" for part in small if part)])
 
 
-def _latex_difference(cell: Cell) -> str:
+def _latex_difference(cell: Cell, digits: int) -> str:
     if cell.difference is None:
         return escape(DASH)
     verdict = rf" {{\scriptsize {cell.verdict}}}" if cell.verdict else ""
-    number = f"{cell.difference.value:+.{DIGITS}f}"
-    return rf"${number}$ {{\scriptsize {_math(_bounds(cell.difference, '+'))}}}{verdict}"
+    number = f"{cell.difference.value:+.{digits}f}"
+    return rf"${number}$ {{\scriptsize {_math(_bounds(cell.difference, digits, '+'))}}}{verdict}"
 
 
 def _math(text: str) -> str:
