@@ -7,10 +7,11 @@ BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake
 READY := $(VENV)/.ready
 LOCK := requirements.lock envs/without-dependencies.txt
+OPENRLHF := .openrlhf
 export PYTHONHASHSEED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: env demo small test lint unit workflow e2e dry-run schema pin publish clean
+.PHONY: env openrlhf-parser demo small test lint unit workflow e2e dry-run schema pin publish clean
 
 env: $(READY)
 
@@ -40,7 +41,16 @@ lint: $(READY)
 	$(SNAKEMAKE) --lint
 	$(BIN)/python -m shallow_signals.config.schema --check
 
-unit: $(READY)
+# OpenRLHF in a folder of its own, for the tests of its backend: importable without a GPU, out of the environment's way.
+openrlhf-parser: $(OPENRLHF)/.ready
+
+$(OPENRLHF)/.ready: $(READY) envs/openrlhf-parser.txt
+	rm -rf $(OPENRLHF)
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(OPENRLHF) \
+		--requirement envs/openrlhf-parser.txt
+	touch $@
+
+unit: $(READY) $(OPENRLHF)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/unit
 
 workflow: $(READY)

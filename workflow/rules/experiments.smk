@@ -227,8 +227,13 @@ def dpo_shards(experiment, truncation):
 
 
 def reference_logprobs(experiment):
-    """The base model's log-probabilities of a DPO experiment's data set: the reference of all its truncations."""
+    """The base model's log-probabilities of a DPO experiment's data set: the reference of all its truncations.
+
+    None where OpenRLHF trains: it holds the reference model itself.
+    """
     spec = STUDY.dpo[experiment]
+    if STUDY.dpo_recipes[spec.recipe].backend == "openrlhf":
+        return []
     return results(f"logprobs/base/{spec.model}/{spec.dataset}.parquet")
 
 
@@ -291,3 +296,16 @@ def implicit_label(name):
 def model_module(name):
     """The library module that provides a base model: a tiny one is trained, any other is brought here."""
     return "models.tiny" if STUDY.models[name].source.kind == "tiny" else "models.sources"
+
+
+def training_environment(recipe):
+    """The environment that a recipe is trained in, as rules name it."""
+    return "../../envs/openrlhf.yaml" if recipe.backend == "openrlhf" else "../../envs/core.yaml"
+
+
+def dpo_environment(experiment):
+    return training_environment(STUDY.dpo_recipes[STUDY.dpo[experiment].recipe])
+
+
+def reward_environment(experiment):
+    return training_environment(STUDY.reward_recipes[STUDY.reward_models[experiment].recipe])
