@@ -11,7 +11,7 @@ OPENRLHF := .openrlhf
 export PYTHONHASHSEED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: env openrlhf-parser demo small test lint unit workflow e2e dry-run schema pin publish clean
+.PHONY: env openrlhf-parser demo small test lint unit workflow e2e dry-run schema pin download publish clean
 
 env: $(READY)
 
@@ -75,6 +75,12 @@ pin: $(READY)
 RUN ?= small
 publish: $(READY)
 	$(BIN)/python -m shallow_signals.paper.publish results/$(RUN) docs/results/$(RUN)
+
+# Fetch every model and data set of a run at its pinned revision, on a machine that reaches the hub; then everything else
+# runs with HF_HUB_OFFLINE=1. FLAGS: another run's, such as `--configfile mine.yaml`.
+DOWNLOADS := provide_model ingest_dataset prepare_instructions
+download: $(READY)
+	$(SNAKEMAKE) --cores 4 $(FLAGS) --until $(DOWNLOADS) -- all
 
 clean:
 	rm -rf results/demo logs/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
