@@ -11,7 +11,7 @@ OPENRLHF := .openrlhf
 export PYTHONHASHSEED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: env openrlhf-parser demo small test lint unit workflow e2e dry-run schema pin download publish clean
+.PHONY: env openrlhf-parser demo small test lint unit workflow e2e dry-run plan schema pin download publish clean
 
 env: $(READY)
 
@@ -63,6 +63,10 @@ e2e: $(READY)
 dry-run: $(READY)
 	for profile in demo small; do $(SNAKEMAKE) --dry-run --quiet rules --profile profiles/$$profile all || exit 1; done
 	$(SNAKEMAKE) --dry-run --quiet rules all
+
+# What a run takes, before anything is submitted (docs/planning.md). FLAGS: another run's, `--profile profiles/demo`, ...
+plan: $(READY)
+	$(BIN)/python -m shallow_signals.planning $(FLAGS)
 
 schema: $(READY)
 	$(BIN)/python -m shallow_signals.config.schema
