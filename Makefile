@@ -11,7 +11,7 @@ OPENRLHF := .openrlhf
 export PYTHONHASHSEED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: env openrlhf-parser demo small test lint unit workflow e2e dry-run plan schema pin download publish clean
+.PHONY: env envs openrlhf-parser demo small test lint unit workflow e2e dry-run plan schema pin download publish clean
 
 env: $(READY)
 
@@ -40,6 +40,10 @@ lint: $(READY)
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(SNAKEMAKE) --lint
 	$(BIN)/python -m shallow_signals.config.schema --check
+
+# The environments of `--sdm conda` from their lists.
+envs: $(READY)
+	$(BIN)/python envs/write.py
 
 # OpenRLHF in a folder of its own, for the tests of its backend: importable without a GPU, out of the environment's way.
 openrlhf-parser: $(OPENRLHF)/.ready
