@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shallow_signals.config.planning import ModelShape
-from shallow_signals.config.recipes import DPORecipe, Recipe
+from shallow_signals.config.recipes import DPORecipe, Lora, Recipe
 from shallow_signals.planning.shape import body_parameters, lora_parameters, parameters
 
 GB = 1e9
@@ -83,8 +83,6 @@ def _advice(shape: ModelShape, recipe: Recipe, width: float, card: float) -> str
             ways.append(
                 f"shard the weights (backend: openrlhf, ZeRO-3 on {found.gpus} GPUs: {found.bytes_per_gpu / GB:.0f} GB)"
             )
-        from shallow_signals.config.recipes import Lora
-
         adapter = recipe.model_copy(update={"lora": recipe.lora or Lora(), "weights": "bfloat16", "micro_batch": 1})
         need = training_bytes(shape, adapter, width)
         if need <= USABLE * card:
