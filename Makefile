@@ -7,10 +7,11 @@ BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake
 READY := $(VENV)/.ready
 LOCK := requirements.lock envs/without-dependencies.txt
+OPENRLHF := .openrlhf
 export PYTHONHASHSEED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: env demo small test lint unit workflow e2e dry-run schema pin publish clean
+.PHONY: env envs openrlhf-parser demo small test lint unit workflow e2e dry-run plan schema pin download publish clean
 
 env: $(READY)
 
@@ -40,7 +41,20 @@ lint: $(READY)
 	$(SNAKEMAKE) --lint
 	$(BIN)/python -m shallow_signals.config.schema --check
 
-unit: $(READY)
+# The environments of `--sdm conda` from their lists.
+envs: $(READY)
+	$(BIN)/python envs/write.py
+
+# OpenRLHF in a folder of its own, for the tests of its backend: importable without a GPU, out of the environment's way.
+openrlhf-parser: $(OPENRLHF)/.ready
+
+$(OPENRLHF)/.ready: $(READY) envs/openrlhf-parser.txt
+	rm -rf $(OPENRLHF)
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(OPENRLHF) \
+		--requirement envs/openrlhf-parser.txt
+	touch $@
+
+unit: $(READY) $(OPENRLHF)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/unit
 
 workflow: $(READY)
@@ -54,6 +68,10 @@ dry-run: $(READY)
 	for profile in demo small; do $(SNAKEMAKE) --dry-run --quiet rules --profile profiles/$$profile all || exit 1; done
 	$(SNAKEMAKE) --dry-run --quiet rules all
 
+# What a run takes, before anything is submitted (docs/planning.md). FLAGS: another run's, `--profile profiles/demo`, ...
+plan: $(READY)
+	$(BIN)/python -m shallow_signals.planning $(FLAGS)
+
 schema: $(READY)
 	$(BIN)/python -m shallow_signals.config.schema
 
@@ -65,6 +83,12 @@ pin: $(READY)
 RUN ?= small
 publish: $(READY)
 	$(BIN)/python -m shallow_signals.paper.publish results/$(RUN) docs/results/$(RUN)
+
+# Fetch every model and data set of a run at its pinned revision, on a machine that reaches the hub; then everything else
+# runs with HF_HUB_OFFLINE=1. FLAGS: another run's, such as `--configfile mine.yaml`.
+DOWNLOADS := provide_model ingest_dataset prepare_instructions fetch_length_control
+download: $(READY)
+	$(SNAKEMAKE) --cores 4 $(FLAGS) --until $(DOWNLOADS) -- all
 
 clean:
 	rm -rf results/demo logs/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

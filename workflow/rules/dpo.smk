@@ -20,7 +20,7 @@ if STUDY.process_per == "model":
         benchmark:
             benchmark_of("train_dpo/{experiment}/{truncation}/seed{seed}")
         conda:
-            "../../envs/core.yaml"
+            lambda w: dpo_environment(w.experiment)
         resources:
             mem_mb=resources_for(64000),
             runtime=resources_for(1440),
@@ -48,7 +48,7 @@ else:
             benchmark:
                 benchmark_of(f"train_dpo/{_e}")
             conda:
-                "../../envs/core.yaml"
+                dpo_environment(_e)
             resources:
                 mem_mb=resources_for(4000),
                 runtime=resources_for(60),

@@ -23,7 +23,7 @@ if STUDY.process_per == "model":
         benchmark:
             benchmark_of("train_reward_model/{experiment}/{truncation}/seed{seed}")
         conda:
-            "../../envs/core.yaml"
+            lambda w: reward_environment(w.experiment)
         resources:
             mem_mb=resources_for(32000),
             runtime=resources_for(720),
@@ -79,7 +79,7 @@ else:
             benchmark:
                 benchmark_of(f"train_reward_models/{_e}")
             conda:
-                "../../envs/core.yaml"
+                reward_environment(_e)
             resources:
                 mem_mb=resources_for(4000),
                 runtime=resources_for(60),

@@ -11,7 +11,9 @@ with job(snakemake):
     from shallow_signals.training.resume import state_folder
 
     settings = snakemake.params.training
-    shared = {"base": Path(snakemake.input.base), "reference_logprobs": Path(snakemake.input.reference)}
+    shared = {"base": Path(snakemake.input.base)}
+    if snakemake.input.reference:
+        shared["reference_logprobs"] = Path(snakemake.input.reference)
     fixed = {name: content_hash(path) for name, path in shared.items()}
     members = zip(snakemake.params.members, snakemake.input.shards, snakemake.output, strict=True)
     for (_, seed), shards, output in members:

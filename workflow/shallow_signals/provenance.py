@@ -56,6 +56,8 @@ def versions() -> dict[str, str]:
         "numpy",
         "scikit-learn",
         "alpaca_eval",
+        "openrlhf",
+        "deepspeed",
     ]
     found = {}
     for name in names:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shallow_signals.config.base import Closed
 
@@ -20,6 +20,7 @@ class Lora(Closed):
 class Recipe(Closed):
     """What reward models and DPO share."""
 
+    backend: Literal["trl", "openrlhf"] = "trl"  # openrlhf: on GPUs only, weights sharded over them (ZeRO-3)
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     adam_betas: tuple[float, float] = (0.9, 0.999)
@@ -42,6 +43,32 @@ class Recipe(Closed):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(default=50, ge=1)  # optimiser steps between resumable states
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unsorted_and_unshared(cls, values: Any) -> Any:
+        """OpenRLHF neither sorts the pairs of a step nor shares prompts: there both default to false."""
+        if isinstance(values, dict) and values.get("backend") == "openrlhf":
+            return {"sort_in_step": False, "share_prompt": False, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _backend_can(self) -> Self:
+        if self.backend != "openrlhf":
+            return self
+        impossible = {
+            "end_of_turn: must be keep, because it ends every text with EOS": self.end_of_turn == "drop",
+            "lora: must be null, because it saves adapters as pickles under ZeRO-3": self.lora is not None,
+            "weights: must be float32, because DeepSpeed updates float32 weights": self.weights != "float32",
+            "compute: must be auto or bfloat16, the only type it computes in here": self.compute == "float32",
+            "optimizer: must be adamw_torch, because DeepSpeed brings its own AdamW": self.optimizer != "adamw_torch",
+            "epochs: must be a whole number": self.epochs != int(self.epochs),
+            "sort_in_step: must be false, because it draws micro-batches at random": self.sort_in_step,
+            "share_prompt: must be false, because it reads each response with its own prompt": self.share_prompt,
+        }
+        if found := [reason for reason, wrong in impossible.items() if wrong]:
+            raise ValueError("backend openrlhf: " + "; ".join(found) + "; or choose backend trl")
+        return self
 
 
 class RewardRecipe(Recipe):

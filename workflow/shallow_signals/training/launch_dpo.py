@@ -20,7 +20,14 @@ class DPOJob(Job):
 
 
 def train_dpo(job: DPOJob, processes: int = 1) -> dict[str, Any]:
-    """Train in this process, or in `processes` of them; the facts for the sidecar. Errors as in `torchrun.run_job`."""
+    """Train in this process, or in `processes` of them; the facts for the sidecar. Errors as in `torchrun.run_job`.
+
+    A recipe whose backend is OpenRLHF goes to it (see `training.openrlhf`).
+    """
+    if job.recipe.backend == "openrlhf":
+        from shallow_signals.training import openrlhf
+
+        return openrlhf.train(job, job.recipe, processes)
     return run_job(job, _train, MODULE, processes)
 
 

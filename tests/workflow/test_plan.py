@@ -1,0 +1,66 @@
+"""`make plan`: its jobs are the workflow's own, its tokens those of the run, and what can't fit is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shallow_signals.planning.dag import read_study
+from shallow_signals.planning.sizes import Sizes
+from shallow_signals.planning.work import Planner
+from workflow_copy import Workflow
+
+
+def plan(workflow: Workflow, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = workflow.environment() | {"PYTHONPATH": str(workflow.folder / "workflow")}
+    return subprocess.run(
+        [sys.executable, "-m", "shallow_signals.planning", *arguments],
+        cwd=workflow.folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=300,
+    )
+
+
+def test_a_plan_made_before_the_run_foresees_its_tokens(finished: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against what the finished run's trainers counted: within 5% for every model."""
+    monkeypatch.chdir(finished.folder)
+    study, _ = read_study(None, [Path("micro.yaml")], None)
+    planner = Planner(Sizes(study, Path("nowhere")))
+    results = finished.folder / "results" / "micro"
+    found = list(results.glob("models/*/*/*/seed*/training.json"))
+    assert len(found) >= 8
+    for file in found:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        epochs = record["params"]["recipe"]["epochs"]
+        planned = planner.of(file.parent.relative_to(results).as_posix()).tokens
+        assert abs(planned / (epochs * record["tokens_per_epoch"]) - 1) < 0.05, file
+
+
+def test_every_job_is_in_the_plan(workflow: Workflow) -> None:
+    printed = plan(workflow, "--configfile", "micro.yaml")
+    assert printed.returncode == 0, printed.stdout
+    counted = workflow.planned("--configfile", "micro.yaml", "--", "all")
+    lines = {line.split()[0]: line.split()[1] for line in printed.stdout.splitlines() if len(line.split()) > 1}
+    assert {rule: int(lines[rule]) for rule in counted} == counted
+    assert int(lines["all"]) == sum(counted.values())
+
+
+def test_the_papers_plan_needs_no_network_and_an_impossible_one_is_refused(workflow: Workflow) -> None:
+    target = "results/paper/models/dpo/skywork/full/seed42"
+    good = plan(workflow, target)
+    assert good.returncode == 0, good.stdout
+    assert "train_dpo" in good.stdout
+    (workflow.folder / "whole.yaml").write_text(
+        "dpo_recipes: {trl_llama: {weights: float32}}\ndpo: {skywork: {recipe: trl_llama}}\n", encoding="utf-8"
+    )
+    bad = plan(workflow, "--configfile", "whole.yaml", "--", target)
+    assert bad.returncode == 1
+    assert "cannot be made: models/dpo/skywork/full/seed42: needs" in bad.stdout
+    assert "shard the weights" in bad.stdout
