@@ -11,6 +11,7 @@ configfile: "config.yaml"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/experiments.smk"
 include: "workflow/rules/comparisons.smk"
+include: "workflow/rules/decodings.smk"
 
 
 onstart:
@@ -25,6 +26,9 @@ localrules:
     table4,
     figure1,
     figure2,
+    figure3,
+    figure4,
+    dominance,
     figure5,
     position,
     tables,
@@ -47,4 +51,5 @@ include: "workflow/rules/rewardbench.smk"
 include: "workflow/rules/dpo.smk"
 include: "workflow/rules/signal.smk"
 include: "workflow/rules/alpacaeval.smk"
+include: "workflow/rules/decoding.smk"
 include: "workflow/rules/paper.smk"

@@ -95,6 +95,8 @@ def shown_results():
         paths += [results(f"figures/reward_by_cut.{suffix}") for suffix in ("csv", "png", "pdf")]
     figures = [name for name in type(STUDY.figures).model_fields if getattr(STUDY.figures, name)]
     paths += [results(f"figures/{name}.{suffix}") for name in figures for suffix in ("csv", "png", "pdf")]
+    if STUDY.figures.figure4:
+        paths += [results(f"tables/dominance.{suffix}") for suffix in ("csv", "md", "tex")]
     paths += [
         results(f"probe/{name}.{suffix}") for name in STUDY.probe for suffix in ("csv", "json", "png", "pdf")
     ]

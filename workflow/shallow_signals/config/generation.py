@@ -153,8 +153,7 @@ class Decoding(Closed):
     mixing: list[Annotated[float, Field(gt=0)]] = []  # a of section 5.2
     length_control: list[Annotated[int, Field(ge=1)]] = []  # t: tokens taken from the policy
     kl_threshold: list[Annotated[float, Field(ge=0)]] = []  # b, in nats
-    fallback: Literal["reference", "mixture"] = "reference"  # where the KL stays below b
-    fallback_a: float = Field(default=0.5, gt=0)  # of the mixture
+    fallback: Literal["reference", "mixture"] = "reference"  # where the KL stays below b; the mixture is a = 0.5
     monte_carlo: int | None = Field(default=None, ge=2)  # K of the paper's estimator; null: the exact KL
     samples: int = Field(default=1, ge=1)  # responses a prompt and strategy
     max_new_tokens: int = Field(default=512, ge=1)
@@ -164,9 +163,3 @@ class Decoding(Closed):
     text_rows: int = Field(default=200, ge=1)  # pairs of it, drawn by hash
     prefix: int = Field(default=8, ge=1)  # tokens of a chosen response that the policy continues
     retrained: list[str] = []  # DPO experiments at another beta: the mixture's independent check
-
-    @model_validator(mode="after")
-    def _has_strategies(self) -> Self:
-        if not (self.mixing or self.length_control or self.kl_threshold):
-            raise ValueError("mixing, length_control, kl_threshold: give at least one value of one of them")
-        return self

@@ -165,7 +165,7 @@ class Study(Closed):
     figures: Figures = Figures()
     probe: list[Name] = []  # the probes of this run
     page: Page | None = None  # results/<run>/README.md; null: none is written
-    checks: list[Literal["planted", "shuffled", "dpo"]] = []  # instruments held against a known truth
+    checks: list[Literal["planted", "shuffled", "dpo", "kl"]] = []  # instruments held against a known truth
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -205,6 +205,8 @@ class Study(Closed):
             for name in names:
                 decoded = figure in ("figure3", "figure4")
                 _known(f"figures.{figure}", name, self.decoding if decoded else self.implicit_rewards)
+                if figure == "figure4":
+                    self._traded_off(f"figures.{figure}", name)
             if figure not in ("figure3", "figure4"):
                 self._told_apart(f"figures.{figure}", names)
         for name in self.probe:
@@ -252,6 +254,11 @@ class Study(Closed):
             _known(f"{where}.texts", decoding.texts, self.datasets)
         for name in decoding.retrained:
             _known(f"{where}.retrained", name, self.dpo)
+
+    def _traded_off(self, where: str, name: str) -> None:
+        decoding = self.decoding[name]
+        if not (decoding.mixing and (decoding.length_control or decoding.kl_threshold)):
+            raise ValueError(f"{where}: '{name}' needs `mixing`, and `length_control` or `kl_threshold` beside it")
 
     def _policy(self, where: str, user: ImplicitReward | Decoding) -> None:
         _known(f"{where}.policy", user.policy, [*self.dpo, *self.models])

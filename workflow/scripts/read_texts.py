@@ -1,0 +1,20 @@
+"""KL between a policy and its reference on held-out responses and after their beginnings."""
+
+from job import job
+
+with job(snakemake):
+    from pathlib import Path
+
+    import torch
+
+    from shallow_signals.decoding.runs import read_texts
+    from shallow_signals.files import write_json
+    from shallow_signals.provenance import content_hash, sidecar
+    from shallow_signals.training.resume import state_folder
+
+    torch.set_num_threads(snakemake.threads)
+    paths = {name: Path(snakemake.input[name]) for name in ("policy", "reference", "tokens")}
+    hashes = {name: content_hash(path) for name, path in paths.items()}
+    out, params = Path(snakemake.output.texts), snakemake.params.run
+    facts = read_texts(**paths, out=out, state=state_folder(out, params, hashes), **params)
+    write_json(Path(snakemake.output.facts), sidecar(params, hashes, **facts))

@@ -1,0 +1,86 @@
+"""KL between policy and reference by position (Figure 3), on the policy's own samples and on given texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shallow_signals.config.statistics import Statistics
+from shallow_signals.evaluation.statistics import Estimate, cluster_bootstrap_mean
+from shallow_signals.files import InputError, read_parquet
+
+COLUMNS = ["text", "axis", "position", "kl", "low", "high", "n", "clusters", "live"]
+BLOCKS = 64  # about as many positions are shown; longer responses are averaged over blocks of neighbours
+OWN = "own"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Exact KLs before each token of some texts, [T] each; the first of them stands at position `start` + 1."""
+
+    kl: list[NDArray[np.float32]]
+    clusters: list[str]
+    start: int = 0
+
+
+def own_samples(responses: Path) -> Curve:
+    """The responses that the policy alone made in a decoding run; `InputError` where it made none."""
+    table = read_parquet(responses, ["prompt_id", "strategy", "kl_policy_reference"])
+    rows = [row for row in table.to_pylist() if row["strategy"] == "policy"]
+    if not rows:
+        raise InputError(f"{responses}: holds no samples of the policy; decode with it")
+    return Curve([np.array(row["kl_policy_reference"], np.float32) for row in rows], [r["prompt_id"] for r in rows])
+
+
+def given_texts(texts: Path) -> dict[str, Curve]:
+    """The curves of a file of the schema `decoding.runs.TEXTS`, by kind of text."""
+    rows = read_parquet(texts, ["text", "prompt_id", "start", "kl"]).to_pylist()
+    found = {}
+    for name in dict.fromkeys(row["text"] for row in rows):
+        own = [row for row in rows if row["text"] == name]
+        kls = [np.array(row["kl"], np.float32) for row in own]
+        found[name] = Curve(kls, [row["prompt_id"] for row in own], own[0]["start"])
+    return found
+
+
+def position_rows(name: str, curve: Curve, settings: Statistics) -> Iterator[dict[str, Any]]:
+    """Rows (keys `COLUMNS`) of one curve.
+
+    `axis` "position": mean KL over the texts that reach a position (`live` of them), or over blocks of positions in
+    long texts. "first_third", "last_third": means over texts of each one's own thirds; the last third is the floor to
+    which the beginning must be compared. "difference": first minus last third, paired. Texts of fewer than three tokens
+    have no thirds.
+    """
+    lengths = np.array([len(kl) for kl in curve.kl])
+    width = max(1, -(-int(lengths.max()) // BLOCKS))
+    groups = np.array(curve.clusters)
+    for first in range(0, int(lengths.max()), width):
+        alive = np.flatnonzero(lengths > first)
+        means = [curve.kl[i][first : first + width].mean() for i in alive]
+        centre = curve.start + first + (width + 1) / 2
+        yield _row(name, "position", centre, cluster_bootstrap_mean(means, groups[alive], settings), len(alive))
+    long = np.flatnonzero(lengths >= 3)
+    thirds = [np.array([_third(curve.kl[i], end) for i in long]) for end in ("first", "last")]
+    if len(long):
+        for axis, values in (
+            ("first_third", thirds[0]),
+            ("last_third", thirds[1]),
+            ("difference", thirds[0] - thirds[1]),
+        ):
+            yield _row(name, axis, np.nan, cluster_bootstrap_mean(values, groups[long], settings), len(long))
+
+
+def _third(kl: Sequence[float] | NDArray[np.float32], end: str) -> float:
+    size = len(kl) // 3
+    part = kl[:size] if end == "first" else kl[len(kl) - size :]
+    return float(np.mean(part))
+
+
+def _row(name: str, axis: str, position: float, estimate: Estimate, live: int) -> dict[str, Any]:
+    facts = [name, axis, position, estimate.value, estimate.low, estimate.high, estimate.n, estimate.clusters, live]
+    return dict(zip(COLUMNS, facts, strict=True))

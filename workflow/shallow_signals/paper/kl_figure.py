@@ -1,0 +1,64 @@
+"""Figure 3: KL between policy and reference by position, with the texts that are still going below it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from shallow_signals.files import InputError
+from shallow_signals.paper.style import GREY, PAGE, PALETTE, band, figure, save
+
+LOOKS = {
+    "own": (PALETTE[0], "policy's own samples"),
+    "chosen": (PALETTE[2], "chosen responses"),
+    "rejected": (PALETTE[1], "rejected responses"),
+    "continued": (PALETTE[3], "policy, after the beginning of a chosen one"),
+}
+_NEEDED = {"label", "text", "axis", "position", "kl", "low", "high", "n", "clusters", "live"}
+_FEW = 0.1  # share of the texts below which a curve is not drawn: it would be a few long texts
+
+
+def draw_kl(table: Path, outputs: Sequence[Path]) -> None:
+    """Draw the gathered rows of `evaluation.kl_by_position`, a column for each label; all are in the table.
+
+    Raises `InputError` for a table that lacks a column.
+    """
+    frame = pd.read_csv(table)
+    if missing := _NEEDED - set(frame.columns):
+        raise InputError(f"{table}: no column {', '.join(sorted(missing))}; gather it again")
+    labels = list(dict.fromkeys(frame["label"]))
+    with figure(2, len(labels), width=PAGE, height=3.8, height_ratios=[3, 1]) as (made, axes):
+        for number, label in enumerate(labels):
+            _column(axes[0][number], axes[1][number], frame[frame["label"] == label], label)
+        axes[0][0].set_ylabel("KL(policy || reference), nats")
+        axes[1][0].set_ylabel("texts")
+        found: dict[str, Any] = {}
+        for panel in axes[0]:
+            for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
+                found.setdefault(name, handle)
+        made.legend(list(found.values()), list(found), loc="outside upper center", ncols=3)
+        save(made, outputs)
+
+
+def _column(upper: Axes, lower: Axes, part: pd.DataFrame, label: str) -> None:
+    for text, (colour, name) in LOOKS.items():
+        rows = part[part["text"] == text]
+        curve = rows[rows["axis"] == "position"].sort_values("position")
+        if curve.empty:
+            continue
+        shown = curve[curve["live"] >= max(2, _FEW * curve["live"].max())]
+        bounds = (shown["kl"].tolist(), shown["low"].tolist(), shown["high"].tolist())
+        band(upper, shown["position"].tolist(), bounds, colour=colour, label=name, marker="")
+        lower.step(curve["position"], curve["live"], color=colour, where="mid", linewidth=1.0)
+        floor = rows[rows["axis"] == "last_third"]
+        if text == "own" and not floor.empty:
+            upper.axhline(floor["kl"].iloc[0], color=GREY, linewidth=0.8, linestyle=":", label="mean of its last third")
+    upper.set_ylim(bottom=0)
+    upper.set_title(label, loc="left")
+    lower.set_ylim(bottom=0)
+    lower.set_xlabel("token of the response")
+    lower.sharex(upper)

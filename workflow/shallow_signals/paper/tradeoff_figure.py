@@ -1,0 +1,104 @@
+"""Figure 4: reward against KL for the mixing baseline and both controls, and the table of who beats whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from shallow_signals.config.statistics import Statistics
+from shallow_signals.evaluation.tradeoff import Against, Point
+from shallow_signals.files import InputError
+from shallow_signals.paper.layout import Cell, Row, Table
+from shallow_signals.paper.style import GREY, PAGE, figure, save
+
+COLUMNS = ["label", "kind", "name", "parameter", "kl", "kl_low", "kl_high", "kl_sampled", "kl_sampled_low"]
+COLUMNS += ["kl_sampled_high", "reward", "reward_low", "reward_high", "tokens", "n"]
+# Colours and markers are the paper's: blue dots, red triangles, green squares.
+LOOKS = {
+    "mixing": ("#0072B2", "o", "mixing (a)"),
+    "length": ("#C22F2F", "^", "length control (t)"),
+    "threshold": ("#1E8449", "s", "KL threshold (b)"),
+    "retrained": ("#222222", "x", "DPO trained at beta/a"),
+}
+ENDS = {"reference": "reference", "policy": "policy"}
+
+
+def point_row(label: str, kind: str, parameter: float, point: Point) -> dict[str, Any]:
+    """One row (keys `COLUMNS`) of the figure's table."""
+    facts: dict[str, Any] = {"label": label, "kind": kind, "name": point.strategy.name, "parameter": parameter}
+    for name in ("kl", "kl_sampled", "reward"):
+        estimate = getattr(point, name)
+        facts |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return {**facts, "tokens": point.tokens, "n": point.reward.n}
+
+
+def dominance_table(found: dict[str, list[Against]], settings: Statistics) -> Table:
+    """Rows of both controls by decoding run: reward minus the baseline's at the same KL."""
+    rows = [
+        Row(label, f"{against.strategy.name}: {against.verdict}", (_cell(against),))
+        for label, all_of_them in found.items()
+        for against in all_of_them
+    ]
+    notes = (
+        f"Brackets: {settings.confidence:.0%} interval over prompts; both sides answer the same prompts.",
+        "above, below: the whole interval is. outside: the baseline does not reach this KL.",
+    )
+    caption = "Reward of length control and of the KL threshold, minus that of mixing at the same KL."
+    return Table(
+        "dominance", caption, ("Decoding", "Strategy: verdict"), (("gap", "reward minus baseline"),), tuple(rows), notes
+    )
+
+
+def _cell(against: Against) -> Cell:
+    return Cell(note="the baseline does not reach this KL") if against.difference is None else Cell(against.difference)
+
+
+def draw_tradeoff(table: Path, outputs: Sequence[Path]) -> None:
+    """Draw the table of `point_row`s, a panel for each label; raises `InputError` where a column is missing."""
+    frame = pd.read_csv(table)
+    if missing := set(COLUMNS) - set(frame.columns):
+        raise InputError(f"{table}: no column {', '.join(sorted(missing))}; gather it again")
+    labels = list(dict.fromkeys(frame["label"]))
+    with figure(1, len(labels), width=PAGE, height=3.2) as (made, axes):
+        for panel, label in zip(axes[0], labels, strict=True):
+            _panel(panel, frame[frame["label"] == label], label)
+        axes[0][0].set_ylabel("reward")
+        found: dict[str, Any] = {}
+        for panel in axes[0]:
+            for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
+                found.setdefault(name, handle)
+        made.legend(list(found.values()), list(found), loc="outside upper center", ncols=4)
+        save(made, outputs)
+
+
+def _panel(axes: Axes, part: pd.DataFrame, label: str) -> None:
+    ends = part[part["kind"].isin(ENDS)]
+    baseline = pd.concat([part[part["kind"] == "mixing"], ends]).sort_values("kl")
+    axes.plot(baseline["kl"], baseline["reward"], color=LOOKS["mixing"][0], linewidth=0.8, alpha=0.6)
+    for kind, (colour, marker, name) in LOOKS.items():
+        rows = part[part["kind"] == kind].sort_values("parameter")
+        if not rows.empty:
+            _points(axes, rows, colour, marker, name)
+    for kind, name in ENDS.items():
+        rows = ends[ends["kind"] == kind]
+        if rows.empty:
+            continue
+        _points(axes, rows, GREY, "D", "reference, policy")
+        axes.annotate(
+            name, (rows["kl"].iloc[0], rows["reward"].iloc[0]), xytext=(4, -9), textcoords="offset points", fontsize=6,
+            color=GREY,
+        )  # fmt: skip
+    axes.set_title(f"{label}: {part['n'].iloc[0]:,} prompts", loc="left")
+    axes.set_xlabel("KL to the reference (nats a response)")
+
+
+def _points(axes: Axes, rows: pd.DataFrame, colour: str, marker: str, name: str) -> None:
+    across, up = ((rows[of] - rows[f"{of}_low"], rows[f"{of}_high"] - rows[of]) for of in ("kl", "reward"))
+    axes.errorbar(
+        rows["kl"], rows["reward"], xerr=across, yerr=up, fmt=marker, color=colour, ecolor=colour, elinewidth=0.5,
+        markersize=4, markeredgewidth=1.2 if marker == "x" else 0.4, alpha=0.9, label=name,
+    )  # fmt: skip
