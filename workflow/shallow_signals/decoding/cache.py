@@ -13,10 +13,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from shallow_signals.decoding.kl import log_probs
 from shallow_signals.decoding.pair import Side
-from shallow_signals.files import InputError
-from shallow_signals.models.tree import refuse_unsupported
+from shallow_signals.decoding.rows import Indices
 
-Indices = NDArray[np.int64]
 _ROOM = 128  # positions by which a layer's memory grows
 
 
@@ -77,27 +75,33 @@ class Track:
         for row, prompt in zip(ids, kept, strict=True):
             row[width - len(prompt) :] = prompt
         pads = np.array([width - len(prompt) for prompt in kept], dtype=np.int64)
-        self.side, self.takes_masks = side, _takes_masks(side)
+        self.side = side
         self.cache: Any = Cache(layer_class_to_replicate=RowLayer)
         self.pending = torch.from_numpy(ids).to(device)  # [rows, waiting]
         self.pads = torch.from_numpy(pads[:, None]).to(device)  # [rows, 1] places on the left that hold nothing
+        self.mask: Tensor | None = None  # for one more token, with room for some to come
         self.row_of: Indices = np.where(wanted, np.cumsum(wanted) - 1, -1)  # of each history; -1: not followed
 
     def read(self) -> Tensor:
         """Log-probabilities of the next token after each row, float32 [rows, vocabulary]."""
         start = self.cache.get_seq_length() if len(self.cache) else 0
-        places = torch.arange(start + self.pending.shape[1], device=self.pads.device)
-        mask = places >= self.pads
-        # One token's mask as the attention wants it: to have it made costs a small model a tenth of its time.
-        mask = mask[:, None, None] if self.takes_masks and self.pending.shape[1] == 1 else mask.long()
-        logits = self.side(
-            input_ids=self.pending,
-            attention_mask=mask,
-            position_ids=(places[start:] - self.pads).clamp_(min=0),
-            past_key_values=self.cache,
-        )
+        end = start + self.pending.shape[1]
+        places = torch.arange(start, end, device=self.pads.device)
+        step = start and end == start + 1 and self.side.takes_masks
+        mask = self._step_mask(end) if step else self._mask(end).long()
+        logits = self.side(self.pending, (places - self.pads).clamp_(min=0), mask, self.cache)
         self.pending = self.pending[:, :0]
         return log_probs(logits)
+
+    def _mask(self, end: int) -> Tensor:
+        """Which places hold a token, [rows, end]."""
+        return torch.arange(end, device=self.pads.device) >= self.pads
+
+    def _step_mask(self, end: int) -> Tensor:
+        """The same as the attention of one more token wants it, [rows, 1, 1, end]: a part of what was made before."""
+        if self.mask is None or self.mask.shape[-1] < end:
+            self.mask = self._mask(end + _ROOM)[:, None, None]
+        return self.mask[..., :end]
 
     def follow(self, parents: Indices, tokens: Tensor, wanted: NDArray[np.bool_]) -> None:
         """Go on with new histories: history i is `parents[i]` and then `tokens[i]`; unwanted ones are let go for good.
@@ -108,7 +112,7 @@ class Track:
         rows = self.row_of[parents[kept]]
         if len(rows) != len(self.pads) or not np.array_equal(rows, np.arange(len(rows))):
             chosen = torch.from_numpy(rows).to(self.pads.device)
-            self.pads, self.pending = self.pads[chosen], self.pending[chosen]
+            self.pads, self.pending, self.mask = self.pads[chosen], self.pending[chosen], None
             for layer in self.cache.layers:
                 layer.take(chosen)
         if len(kept) != len(parents):
@@ -116,12 +120,3 @@ class Track:
         self.pending = torch.cat([self.pending, tokens[:, None]], dim=1)
         self.row_of = np.full(len(parents), -1, dtype=np.int64)
         self.row_of[kept] = np.arange(len(kept))
-
-
-def _takes_masks(side: Side) -> bool:
-    """Whether one boolean mask [rows, 1, 1, places] serves every layer of the model."""
-    try:
-        refuse_unsupported(side.base)
-    except InputError:
-        return False
-    return bool(side.base.config.get_text_config()._attn_implementation == "sdpa")

@@ -188,8 +188,7 @@ def tilt(policy_logps: Tensor, reference_logps: Tensor, a: Tensor) -> Tensor:
     """
     a = a.to(policy_logps.dtype)[:, None]
     mixed = torch.lerp(reference_logps, policy_logps, a)
-    total = mixed.logsumexp(-1, keepdim=True)
-    return mixed.sub_(torch.where((a == 0) | (a == 1), 0.0, total))
+    return torch.where((a == 0) | (a == 1), mixed, mixed.log_softmax(-1))
 
 
 def sampling_logps(
