@@ -12,7 +12,7 @@ from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCau
 from transformers.cache_utils import Cache, DynamicCache
 
 from shallow_signals.decoding.cache import RowLayer
-from shallow_signals.decoding.llama import is_plain_llama, one_token
+from shallow_signals.decoding.llama import LlamaStep, is_plain_llama
 from shallow_signals.decoding.pair import pair_models
 
 PADS = torch.tensor([[0], [3], [5]])
@@ -43,8 +43,9 @@ def by_both(model: Any, base: Any, late: int = 0) -> tuple[torch.Tensor, torch.T
     cache = Cache(layer_class_to_replicate=RowLayer)
     start = {"attention_mask": mask[:, :8].long(), "position_ids": positions[:, :8]}
     model(input_ids=ids[:, :8], past_key_values=cache, use_cache=True, **start)
+    step = LlamaStep(base)
     steps = [
-        one_token(base, ids[:, t : t + 1], positions[:, t : t + 1] + late, mask[:, None, None, : t + 1], cache.layers)
+        step(ids[:, t : t + 1], positions[:, t : t + 1] + late, mask[:, None, None, : t + 1], cache.layers)
         for t in range(8, 14)
     ]
     return whole, torch.cat(steps, dim=1)

@@ -8,55 +8,98 @@ their own forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 from transformers import LlamaForCausalLM
+
+_ROOM = 128  # positions by which the table of angles grows
+_FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")  # others depend on the length of the text
+_Map = Callable[[Tensor], Tensor]
 
 
 def is_plain_llama(model: nn.Module, base: Any) -> bool:
-    """Whether `one_token` does what `model` does; `base` is the model inside its adapter, or `model` itself."""
+    """Whether `LlamaStep` does what `model` does; `base` is the model inside its adapter, or `model` itself."""
     adapter: Any = getattr(model, "active_peft_config", None)
     return (
         type(base) is LlamaForCausalLM
         and base.config._attn_implementation == "sdpa"
+        and base.model.rotary_emb.rope_type in _FIXED_ROTATIONS
         and not hasattr(base, "hf_device_map")  # spread over devices by hooks of its layers
         and not (adapter and adapter.is_prompt_learning)  # changes the input, not the layers
     )
 
 
-def one_token(model: Any, ids: Tensor, positions: Tensor, mask: Tensor, layers: Sequence[Any]) -> Tensor:
-    """Logits after one more token of each row, [rows, 1, vocabulary].
+class LlamaStep:
+    """A Llama's forward pass for one token a row. What it is made of is looked up once; weights are not copied."""
 
-    `ids` and `positions` are [rows, 1]; `mask` is True where a place, the new one included, holds a token,
-    [rows, 1, 1, places]; `layers` are those of the cache, which take in the new keys and values.
-    """
-    body = model.model
-    rows = len(ids)
-    hidden = body.embed_tokens(ids)
-    cos, sin = body.rotary_emb(hidden, positions)  # [rows, 1, head size]: the same for every head
-    half = cos.shape[-1] // 2
-    signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-    for layer, cache in zip(body.layers, layers, strict=True):
-        attention = layer.self_attn
-        normed = _normed(layer.input_layernorm, hidden)
-        # Queries and keys turn together, each half of a head with the other.
-        heads = torch.cat([attention.q_proj(normed), attention.k_proj(normed)], dim=-1).view(rows, -1, 2 * half)
-        heads = (heads * cos).add_(heads.roll(half, dims=-1).mul_(signed))
-        value = attention.v_proj(normed).view(rows, -1, 1, 2 * half)
-        groups = value.shape[1]
-        keys, values = cache.update(heads[:, -groups:, None], value)
-        # The heads of a group ask the same keys: they stand where several positions of one head would.
-        query = heads[:, :-groups].unflatten(1, (groups, -1))
-        read = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=attention.scaling)
-        hidden = hidden + attention.o_proj(read.reshape(rows, 1, -1))
-        hidden = hidden + layer.mlp(_normed(layer.post_attention_layernorm, hidden))
-    logits: Tensor = model.lm_head(_normed(body.norm, hidden))
-    return logits
+    def __init__(self, model: Any) -> None:
+        self.body = model.model
+        self.layers = [_parts(layer) for layer in self.body.layers]
+        self.norm, self.head = _norm(self.body.norm), _product(model.lm_head)
+        self.cos = self.sin = torch.empty(0)  # [positions, head size]; of sines, the first half with the other sign
+
+    def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, layers: Sequence[Any]) -> Tensor:
+        """Logits after one more token of each row, [rows, 1, vocabulary].
+
+        `ids` and `positions` are [rows, 1]; `mask` is True where a place, the new one included, holds a token,
+        [rows, 1, 1, places]; `layers` are those of the cache, which take in the new keys and values.
+        """
+        rows = len(ids)
+        hidden = self.body.embed_tokens(ids)
+        if len(self.cos) < mask.shape[-1]:
+            self._make_angles(hidden, mask.shape[-1] + _ROOM)
+        cos, sin = self.cos[positions], self.sin[positions]  # [rows, 1, head size]: the same for every head
+        size = cos.shape[-1]
+        for (norm, query, key, value, scale, output, norm_after, gate, act, up, down), cache in zip(
+            self.layers, layers, strict=True
+        ):
+            normed = norm(hidden)
+            # Queries and keys turn together, each half of a head with the other.
+            heads = torch.cat([query(normed), key(normed)], dim=-1).view(rows, -1, size)
+            heads = (heads * cos).add_(heads.roll(size // 2, dims=-1).mul_(sin))
+            new = value(normed).view(rows, -1, 1, size)
+            groups = new.shape[1]
+            keys, values = cache.update(heads[:, -groups:, None], new)
+            # The heads of a group ask the same keys: they stand where several positions of one head would.
+            asked = heads[:, :-groups].reshape(rows, groups, -1, size)
+            read = scaled_dot_product_attention(asked, keys, values, attn_mask=mask, scale=scale)
+            hidden = output(read.reshape(rows, 1, -1)).add_(hidden)
+            normed = norm_after(hidden)
+            hidden = down(act(gate(normed)).mul_(up(normed))).add_(hidden)
+        return self.head(self.norm(hidden))
+
+    def _make_angles(self, hidden: Tensor, positions: int) -> None:
+        cos, sin = self.body.rotary_emb(hidden, torch.arange(positions, device=hidden.device)[None])
+        first, second = sin[0].chunk(2, dim=-1)
+        self.cos, self.sin = cos[0], torch.cat([-first, second], dim=-1)
 
 
-def _normed(norm: Any, hidden: Tensor) -> Tensor:
-    return rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+def _parts(layer: Any) -> tuple[Any, ...]:
+    attention, mlp = layer.self_attn, layer.mlp
+    return (
+        _norm(layer.input_layernorm),
+        *map(_product, (attention.q_proj, attention.k_proj, attention.v_proj)),
+        attention.scaling,
+        _product(attention.o_proj),
+        _norm(layer.post_attention_layernorm),
+        _product(mlp.gate_proj),
+        mlp.act_fn,
+        *map(_product, (mlp.up_proj, mlp.down_proj)),
+    )
+
+
+def _norm(module: Any) -> _Map:
+    weight = module.weight
+    return partial(rms_norm, normalized_shape=weight.shape, weight=weight, eps=module.variance_epsilon)
+
+
+def _product(module: nn.Module) -> _Map:
+    """The product that a module is. Adapters, quantised weights and the like are called as they are."""
+    if type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks:
+        return partial(linear, weight=module.weight, bias=module.bias)
+    return module

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shallow_signals.decoding.llama import is_plain_llama, one_token
+from shallow_signals.decoding.llama import LlamaStep, is_plain_llama
 from shallow_signals.files import InputError
 from shallow_signals.models.tree import refuse_unsupported
 
@@ -38,9 +38,9 @@ class Side:
         return bool(self.base.config.get_text_config()._attn_implementation == "sdpa")
 
     @cached_property
-    def steps_alone(self) -> bool:
-        """Whether one token a row goes through `one_token`."""
-        return is_plain_llama(self.model, self.base)
+    def step(self) -> LlamaStep | None:
+        """A shorter way to the logits after one more token, where the model is one for which there is one."""
+        return LlamaStep(self.base) if is_plain_llama(self.model, self.base) else None
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
@@ -61,8 +61,8 @@ class Side:
         included: [rows, places], or [rows, 1, 1, places] for one new token where the side `takes_masks`.
         """
         with self.active() as model:
-            if mask.dim() == 4 and self.steps_alone:
-                return one_token(self.base, ids, positions, mask, cache.layers)[:, -1]
+            if mask.dim() == 4 and self.step:
+                return self.step(ids, positions, mask, cache.layers)[:, -1]
             # A slice of the last position would make torch copy the output weights for every row; an index doesn't.
             last = torch.tensor([ids.shape[1] - 1], device=ids.device) if ids.shape[1] > 1 else 1
             logits: Tensor = model(
