@@ -129,8 +129,8 @@ class _Batch:
         for draws in in_pieces(first, self.vocabulary, self.device):
             history = self.history[draws]
             # Where a model follows no history of a draw, its coefficient leaves the model out: any row will do.
-            own = None if policy is None else pick(policy, self.policy.row_of[history].clip(0))
-            other = None if reference is None else pick(reference, self.reference.row_of[history].clip(0))
+            own = None if policy is None else pick(policy, np.maximum(self.policy.row_of[history], 0))
+            other = None if reference is None else pick(reference, np.maximum(self.reference.row_of[history], 0))
             logps = _sampling(own, other, a[draws])
             if race is None:
                 tokens.append(logps.argmax(-1))
@@ -199,9 +199,8 @@ class _Batch:
     def _compared_kl(self, kl: Tensor | None, policy: Tensor | None, reference: Tensor | None, step: int) -> Floats:
         """The KL that each live job compares with its threshold, exact or estimated; 0 where none does."""
         compares = self.rules.compares
-        values = np.zeros(len(self.live))
         if kl is None or policy is None or reference is None or not compares.any():
-            return values
+            return np.zeros(len(self.live))
         values = kl.double().cpu().numpy()[self.history]
         for samples in sorted({int(k) for k in self.estimates[compares] if k}):
             mine = np.flatnonzero(compares & (self.estimates == samples))

@@ -86,10 +86,12 @@ class Track:
         """Log-probabilities of the next token after each row, float32 [rows, vocabulary]."""
         start = self.cache.get_seq_length() if len(self.cache) else 0
         end = start + self.pending.shape[1]
-        places = torch.arange(start, end, device=self.pads.device)
-        step = start and end == start + 1 and self.side.takes_masks
-        mask = self._step_mask(end) if step else self._mask(end).long()
-        logits = self.side(self.pending, (places - self.pads).clamp_(min=0), mask, self.cache)
+        if start and end == start + 1 and self.side.takes_masks:
+            mask, positions = self._step_mask(end), start - self.pads
+        else:
+            mask = self._mask(end).long()
+            positions = (torch.arange(start, end, device=self.pads.device) - self.pads).clamp_(min=0)
+        logits = self.side(self.pending, positions, mask, self.cache)
         self.pending = self.pending[:, :0]
         return log_probs(logits)
 
@@ -117,6 +119,6 @@ class Track:
                 layer.take(chosen)
         if len(kept) != len(parents):
             tokens = tokens[torch.from_numpy(kept).to(tokens.device)]
-        self.pending = torch.cat([self.pending, tokens[:, None]], dim=1)
+        self.pending = torch.cat([self.pending, tokens[:, None]], dim=1) if self.pending.shape[1] else tokens[:, None]
         self.row_of = np.full(len(parents), -1, dtype=np.int64)
         self.row_of[kept] = np.arange(len(kept))
