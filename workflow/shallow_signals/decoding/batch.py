@@ -22,7 +22,7 @@ from shallow_signals.decoding.kl import argmax_rank, exact_kl, monte_carlo_kl
 from shallow_signals.decoding.pair import ModelPair
 from shallow_signals.decoding.records import MEASURES, Generation
 from shallow_signals.decoding.rows import Indices, distinct, in_pieces, pick
-from shallow_signals.decoding.strategies import Rules, Strategy, coefficient, tilt
+from shallow_signals.decoding.strategies import Rules, Strategy, coefficient, mixture, tilt
 
 Floats = NDArray[np.float64]
 
@@ -138,7 +138,7 @@ class _Batch:
                 tokens.append(streams.draw_tokens(logps, pick(race, self.race_of[draws])))
             if self.settings.kl:
                 assert own is not None and other is not None and kl is not None
-                measured.append(_measure(logps, own, other, tokens[-1], pick(kl, history), a[draws]))
+                measured.append(_measure(logps, own, other, tokens[-1], pick(kl, history)))
         if self.settings.kl:
             self.measures[step - 1][:, self.live] = _on_cpu(measured)[:, draw_of]
         drawn: Indices = _on_cpu(tokens)[draw_of]
@@ -229,23 +229,19 @@ class _Batch:
 
 def _sampling(policy: Tensor | None, reference: Tensor | None, a: Floats) -> Tensor:
     """Log-probabilities to draw from with coefficients `a`, [draws, vocabulary]; None for a model that has no part."""
-    if policy is None or (reference is not None and (a == 0).all()):
-        assert reference is not None
-        return reference
-    if reference is None or (a == 1).all():
+    kinds = set(a.tolist())
+    if policy is not None and (reference is None or kinds == {1.0}):
         return policy
-    return tilt(policy, reference, torch.from_numpy(a).to(policy.device))
+    if reference is not None and (policy is None or kinds == {0.0}):
+        return reference
+    assert policy is not None and reference is not None
+    mix = tilt if kinds & {0.0, 1.0} else mixture
+    return mix(policy, reference, torch.from_numpy(a).to(policy.device))
 
 
-def _measure(logps: Tensor, policy: Tensor, reference: Tensor, tokens: Tensor, kl: Tensor, a: Floats) -> Tensor:
+def _measure(logps: Tensor, policy: Tensor, reference: Tensor, tokens: Tensor, kl: Tensor) -> Tensor:
     """The measures of `MEASURES` for each draw, float32 [measures, draws]."""
-    mixed = np.flatnonzero((a != 0) & (a != 1))
-    if len(mixed) == len(a):
-        sampling_kl = exact_kl(logps, reference)
-    else:
-        sampling_kl = torch.where(torch.from_numpy(a == 1).to(kl.device), kl, 0.0)
-        if len(mixed):
-            sampling_kl[torch.from_numpy(mixed).to(kl.device)] = exact_kl(pick(logps, mixed), pick(reference, mixed))
+    sampling_kl = kl if logps is policy else exact_kl(logps, reference)
     at = tokens[:, None]
     sampled, own, other = (source.gather(1, at)[:, 0] for source in (logps, policy, reference))
     rank = argmax_rank(policy, reference).float()

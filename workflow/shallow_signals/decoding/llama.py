@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import embedding, linear, rms_norm, scaled_dot_product_attention
 from transformers import LlamaForCausalLM
 
 _ROOM = 128  # positions by which the table of angles grows
@@ -41,7 +41,7 @@ class LlamaStep:
         self.body = model.model
         self.layers = [_parts(layer) for layer in self.body.layers]
         self.norm, self.head = _norm(self.body.norm), _product(model.lm_head)
-        self.cos = self.sin = torch.empty(0)  # [positions, head size]; of sines, the first half with the other sign
+        self.cos = self.sin = torch.empty(0, 0)  # [positions, head size]; of sines, the first half with the other sign
 
     def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, layers: Sequence[Any]) -> Tensor:
         """Logits after one more token of each row, [rows, 1, vocabulary].
@@ -53,7 +53,10 @@ class LlamaStep:
         hidden = self.body.embed_tokens(ids)
         if len(self.cos) < mask.shape[-1]:
             self._make_angles(hidden, mask.shape[-1] + _ROOM)
-        cos, sin = self.cos[positions], self.sin[positions]  # [rows, 1, head size]: the same for every head
+        cos, sin = (
+            embedding(positions, self.cos),
+            embedding(positions, self.sin),
+        )  # [rows, 1, head size]: the same for every head
         size = cos.shape[-1]
         for (norm, query, key, value, scale, output, norm_after, gate, act, up, down), cache in zip(
             self.layers, layers, strict=True
