@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -62,10 +63,9 @@ def main() -> None:
         generate(policy, reference, prompts, strategies, max_new_tokens=tokens, end_ids=[], seed=1, batch_size=batch)
 
     print(f"`{' '.join(['decoding.py', *sys.argv[1:]])}`: {describe(base)}, {options.dtype};")
-    print(
-        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, {options.clock} clock; batch {options.batch},"
-    )
-    print(f"prompts of 32-64 tokens, {options.tokens} new tokens.\n")
+    print(f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, {options.clock} clock,", end=" ")
+    print(f"load of the machine {os.getloadavg()[0]:.1f} at the start;")
+    print(f"batch {options.batch}, prompts of 32-64 tokens, {options.tokens} new tokens.\n")
     ours(SWEEP[:1], 8, options.batch)
     two_generates(*whole, prompts, 8)
     few = prompts[: options.loop_prompts]
