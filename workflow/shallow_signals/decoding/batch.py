@@ -188,8 +188,8 @@ class _Batch:
         if policy is None or reference is None or not (self.settings.kl or self.rules.compares.any()):
             return None
         rows = self.policy.row_of, self.reference.row_of
-        if len(policy) == len(reference) == len(rows[0]):
-            return exact_kl(policy, reference)
+        if len(policy) == len(reference) == len(rows[0]) and np.array_equal(*rows):
+            return pick(exact_kl(policy, reference), rows[0])
         both = np.flatnonzero((rows[0] >= 0) & (rows[1] >= 0))
         kl = torch.zeros(len(rows[0]), device=self.device)
         found = exact_kl(pick(policy, rows[0][both]), pick(reference, rows[1][both]))
