@@ -22,7 +22,7 @@ from shallow_signals.decoding.kl import argmax_rank, exact_kl, monte_carlo_kl
 from shallow_signals.decoding.pair import ModelPair
 from shallow_signals.decoding.records import MEASURES, Generation
 from shallow_signals.decoding.rows import Indices, distinct, in_pieces, pick
-from shallow_signals.decoding.strategies import Rules, Strategy, coefficient, mixture, tilt
+from shallow_signals.decoding.strategies import Rules, Strategy, coefficient, tilt
 
 Floats = NDArray[np.float64]
 
@@ -108,11 +108,11 @@ class _Batch:
             self._extend(step, drawn)
         return [self._generation(j) for j in range(len(self.jobs))]
 
-    def _keep(self, going: Indices) -> None:
-        """Let go of the jobs that are finished."""
-        self.rules = self.rules.take(going)
-        self.live, self.estimates = self.live[going], self.estimates[going]
-        self.history, self.stream = self.history[going], self.stream[going]
+    def _keep(self, jobs: Indices) -> None:
+        """Go on with some of the live jobs, in this order."""
+        self.rules = self.rules.take(jobs)
+        self.live, self.estimates = self.live[jobs], self.estimates[jobs]
+        self.history, self.stream = self.history[jobs], self.stream[jobs]
         self.used, self.race_of = np.unique(self.stream, return_inverse=True)
 
     def _step(self, step: int) -> Indices:
@@ -165,6 +165,9 @@ class _Batch:
         parents, tokens = before[first], torch.from_numpy(drawn[first]).to(self.device)
         self.policy.follow(parents, tokens, self._wanted("policy", step + 1, len(first)))
         self.reference.follow(parents, tokens, self._wanted("reference", step + 1, len(first)))
+        rows = self.policy.row_of[self.history]
+        if self.apart and (rows[1:] < rows[:-1]).any():  # in the order of the rows, nothing has to be picked out
+            self._keep(np.argsort(rows))
 
     def _needed(self, side: Literal["policy", "reference"], start: int, end: int) -> NDArray[np.bool_]:
         """Which live jobs need a model's output at one of the steps from `start` to `end`."""
@@ -235,8 +238,7 @@ def _sampling(policy: Tensor | None, reference: Tensor | None, a: Floats) -> Ten
     if reference is not None and (policy is None or kinds == {0.0}):
         return reference
     assert policy is not None and reference is not None
-    mix = tilt if kinds & {0.0, 1.0} else mixture
-    return mix(policy, reference, torch.from_numpy(a).to(policy.device))
+    return tilt(policy, reference, torch.from_numpy(a).to(policy.device), pure=bool(kinds & {0.0, 1.0}))
 
 
 def _measure(logps: Tensor, policy: Tensor, reference: Tensor, tokens: Tensor, kl: Tensor) -> Tensor:

@@ -126,14 +126,20 @@ class Track:
             places = _places(rows)
             order = np.argsort(places)  # of the new histories, as their rows stand
             tokens = tokens[torch.from_numpy(kept[order]).to(tokens.device)]
-            sources = torch.from_numpy(rows[order]).to(tokens.device)
-            moved = torch.from_numpy(np.flatnonzero(rows[order] != np.arange(len(rows)))).to(tokens.device)
-            self.pads, self.pending, self.mask = self.pads[sources], self.pending[sources], None
-            for layer in self.cache.layers:
-                layer.rearrange(sources, moved)
+            self._rearrange(rows[order])
         self.pending = torch.cat([self.pending, tokens[:, None]], dim=1) if self.pending.shape[1] else tokens[:, None]
         self.row_of = np.full(len(parents), -1, dtype=np.int64)
         self.row_of[kept] = places
+
+    def _rearrange(self, sources: Indices) -> None:
+        """Go on with rows that continue `sources`, one each."""
+        moved = np.flatnonzero(sources != np.arange(len(sources)))
+        if not len(moved) and len(sources) == len(self.pads):
+            return
+        chosen, copies = (torch.from_numpy(rows).to(self.pads.device) for rows in (sources, moved))
+        self.pads, self.pending, self.mask = self.pads[chosen], self.pending[chosen], None
+        for layer in self.cache.layers:
+            layer.rearrange(chosen, copies)
 
 
 def _places(rows: Indices) -> Indices:
