@@ -68,7 +68,8 @@ def main() -> None:
     print(f"batch {options.batch}, prompts of 32-64 tokens, {options.tokens} new tokens.\n")
     ours(SWEEP[:1], 8, options.batch)
     two_generates(*whole, prompts, 8)
-    few = prompts[: options.loop_prompts]
+    middle = sum(sizes) / len(sizes)
+    few = sorted(prompts, key=lambda prompt: abs(len(prompt) - middle))[: options.loop_prompts]
     loop, pair, mine = [], [], []
     for _ in range(options.repeats):  # in turn, so that a slow moment of the machine meets all
         mine.append(timed(ours, SWEEP[:1], options.tokens, options.batch))
@@ -100,7 +101,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=256, help="new tokens of every response")
     parser.add_argument(
-        "--loop-prompts", type=int, default=2, help="prompts that the plain loop is timed on, each whole"
+        "--loop-prompts", type=int, default=2, help="prompts of middling length that the plain loop is timed on"
     )
     parser.add_argument("--repeats", type=int, default=3, help="of each measurement; the fastest counts")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
