@@ -79,11 +79,11 @@ def reading(model: torch.nn.Module) -> Iterator[list[tuple[int, int]]]:
     """Note the shape (rows, tokens) of everything that `model` reads inside the block."""
     shapes: list[tuple[int, int]] = []
 
-    def note(_: torch.nn.Module, args: object, inputs: dict[str, torch.Tensor]) -> None:
-        rows, tokens = inputs["input_ids"].shape
+    def note(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        rows, tokens = inputs[0].shape
         shapes.append((rows, tokens))
 
-    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    handle = model.get_input_embeddings().register_forward_pre_hook(note)  # type: ignore[operator]
     try:
         yield shapes
     finally:

@@ -7,7 +7,7 @@ of them, and length control forks the policy's trajectory at each t, as the stra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shallow_signals.decoding import streams
-from shallow_signals.decoding.cache import Indices, Track
+from shallow_signals.decoding.cache import Track
 from shallow_signals.decoding.kl import argmax_rank, exact_kl, monte_carlo_kl
 from shallow_signals.decoding.pair import ModelPair
 from shallow_signals.decoding.records import MEASURES, Generation
+from shallow_signals.decoding.rows import Indices, distinct, in_pieces, pick
 from shallow_signals.decoding.strategies import Rules, Strategy, coefficient, tilt
 
 Floats = NDArray[np.float64]
@@ -64,84 +65,115 @@ class _Batch:
     def __init__(self, pair: ModelPair, jobs: Sequence[Job], settings: Settings) -> None:
         self.jobs, self.settings, self.vocabulary = jobs, settings, pair.vocabulary
         self.device = next(pair.policy.model.parameters()).device
-        self.rules = Rules.of([job.strategy for job in jobs])
-        self.estimates = np.array([job.strategy.monte_carlo or 0 for job in jobs])
+        self.ends = np.zeros(self.vocabulary, dtype=bool)
+        self.ends[[token for token in settings.end_ids if 0 <= token < self.vocabulary]] = True
+        # The live jobs, and of each in turn: its strategy, its history, its stream.
         self.live: Indices = np.arange(len(jobs))
-        first, self.history = _distinct([tuple(job.prompt) for job in jobs])
+        self.rules = Rules.of([job.strategy for job in jobs])
+        self.estimates: Indices = np.array([job.strategy.monte_carlo or 0 for job in jobs], dtype=np.int64)
+        first, self.history = distinct([tuple(job.prompt) for job in jobs])
         prompts = [jobs[i].prompt for i in first]
-        first, self.stream = _distinct([(job.prompt_id, job.sample) for job in jobs])
+        first, self.stream = distinct([(job.prompt_id, job.sample) for job in jobs])
         self.keys = [streams.stream_key(settings.seed, jobs[i].prompt_id, jobs[i].sample) for i in first]
+        self.apart = len(prompts) == len(jobs)  # each on a history of its own; this stays so
+        self.used, self.race_of = np.unique(self.stream, return_inverse=True)
         # A model that no job ever needs doesn't even read the prompts.
         self.policy = Track(pair.policy, prompts, self._wanted("policy", 1, len(prompts)), self.device)
         self.reference = Track(pair.reference, prompts, self._wanted("reference", 1, len(prompts)), self.device)
         if not settings.greedy:
             self.seeds = streams.seeds(self.keys, range(1, settings.max_new_tokens + 1)).to(self.device)
-        self.tokens = np.zeros((len(jobs), settings.max_new_tokens), dtype=np.int32)
+        self.tokens = np.zeros((settings.max_new_tokens, len(jobs)), dtype=np.int32)
         self.lengths = np.zeros(len(jobs), dtype=np.int64)
         self.ended = np.zeros(len(jobs), dtype=bool)
-        width = settings.max_new_tokens if settings.kl else 0
-        self.measures = np.zeros((len(MEASURES), len(jobs), width), dtype=np.float32)
+        steps = settings.max_new_tokens if settings.kl else 0
+        self.measures = np.zeros((steps, len(MEASURES), len(jobs)), dtype=np.float32)
 
     def run(self, tick: Callable[[int, int], Any] | None) -> list[Generation]:
         """All steps; the responses in the order of the jobs."""
         last = self.settings.max_new_tokens
         for step in range(1, last + 1):
             drawn = self._step(step)
-            self.tokens[self.live, step - 1] = drawn
+            ends = self.ends[drawn]
+            self.tokens[step - 1, self.live] = drawn
             self.lengths[self.live] = step
-            self.ended[self.live] = ends = np.isin(drawn, self.settings.end_ids)
-            going = ~ends if step < last else np.zeros(len(ends), dtype=bool)
+            self.ended[self.live] = ends
+            finished = int(ends.sum()) if step < last else len(drawn)
             if tick:
-                tick(int((~going).sum()), len(drawn))
-            self.live = self.live[going]
-            if not len(self.live):
+                tick(finished, len(drawn))
+            if finished == len(drawn):
                 break
-            self._extend(step, drawn[going])
+            if finished:
+                self._keep(np.flatnonzero(~ends))
+                drawn = drawn[~ends]
+            self._extend(step, drawn)
         return [self._generation(j) for j in range(len(self.jobs))]
+
+    def _keep(self, jobs: Indices) -> None:
+        """Go on with some of the live jobs, in this order."""
+        self.rules = self.rules.take(jobs)
+        self.live, self.estimates = self.live[jobs], self.estimates[jobs]
+        self.history, self.stream = self.history[jobs], self.stream[jobs]
+        self.used, self.race_of = np.unique(self.stream, return_inverse=True)
 
     def _step(self, step: int) -> Indices:
         """Draw the next token of every live job and note what was measured; the tokens."""
-        live, rules = self.live, self.rules.take(self.live)
         policy = self.policy.read() if self._needed("policy", step, step).any() else None
         reference = self.reference.read() if self._needed("reference", step, step).any() else None
-        kl = self._history_kl(policy, reference, compared=bool(rules.compares.any()))
-        a = coefficient(rules, step, self._compared_kl(kl, policy, reference, step))
-        # Jobs on one history, with one stream and one coefficient, draw the same token from the same distribution.
-        first, draw_of = _distinct(
-            list(zip(self.history[live].tolist(), self.stream[live].tolist(), a.tolist(), strict=True))
-        )
-        history, stream, a = self.history[live[first]], self.stream[live[first]], a[first]
-        logps = self._sampling(policy, reference, history, a)
-        if self.settings.greedy:
-            tokens = logps.argmax(-1)
-        else:
-            used, race_of = np.unique(stream, return_inverse=True)
-            race = streams.exponentials(_pick(self.seeds[:, step - 1], used), self.vocabulary)
-            tokens = streams.draw_tokens(logps, _pick(race, race_of))
+        kl = self._history_kl(policy, reference)
+        a = coefficient(self.rules, step, self._compared_kl(kl, policy, reference, step))
+        first, draw_of = self._draws(a)
+        race = None
+        if not self.settings.greedy:
+            race = streams.exponentials(pick(self.seeds[:, step - 1], self.used), self.vocabulary)
+        tokens, measured = [], []
+        for draws in in_pieces(first, self.vocabulary, self.device):
+            history = self.history[draws]
+            # Where a model follows no history of a draw, its coefficient leaves the model out: any row will do.
+            own = None if policy is None else pick(policy, np.maximum(self.policy.row_of[history], 0))
+            other = None if reference is None else pick(reference, np.maximum(self.reference.row_of[history], 0))
+            logps = _sampling(own, other, a[draws])
+            if race is None:
+                tokens.append(logps.argmax(-1))
+            else:
+                tokens.append(streams.draw_tokens(logps, pick(race, self.race_of[draws])))
+            if self.settings.kl:
+                assert own is not None and other is not None and kl is not None
+                measured.append(_measure(logps, own, other, tokens[-1], pick(kl, history)))
         if self.settings.kl:
-            assert policy is not None and reference is not None and kl is not None
-            policy, reference = (
-                _pick(policy, self.policy.row_of[history]),
-                _pick(reference, self.reference.row_of[history]),
-            )
-            measured = _measure(logps, policy, reference, tokens, _pick(kl, history), a)
-            self.measures[:, live, step - 1] = measured[:, draw_of]
-        drawn: Indices = tokens.cpu().numpy()[draw_of]
+            self.measures[step - 1][:, self.live] = _on_cpu(measured)[:, draw_of]
+        drawn: Indices = _on_cpu(tokens)[draw_of]
         return drawn
+
+    def _draws(self, a: Floats) -> tuple[Indices, Indices]:
+        """Jobs on one history, with one stream and one coefficient, draw one token from one distribution.
+
+        Returns a job for each draw, and the draw of each job.
+        """
+        if self.apart:
+            every = np.arange(len(a))
+            return every, every
+        return distinct(list(zip(self.history.tolist(), self.stream.tolist(), a.tolist(), strict=True)))
 
     def _extend(self, step: int, drawn: Indices) -> None:
         """Append the drawn tokens to the live jobs' histories: some part here, finished ones fall out."""
-        before = self.history[self.live]
-        first, self.history[self.live] = _distinct(list(zip(before.tolist(), drawn.tolist(), strict=True)))
+        before = self.history
+        if self.apart:
+            first = self.history = np.arange(len(drawn))
+        else:
+            first, self.history = distinct(list(zip(before.tolist(), drawn.tolist(), strict=True)))
+            self.apart = len(first) == len(drawn)
         parents, tokens = before[first], torch.from_numpy(drawn[first]).to(self.device)
         self.policy.follow(parents, tokens, self._wanted("policy", step + 1, len(first)))
         self.reference.follow(parents, tokens, self._wanted("reference", step + 1, len(first)))
+        rows = self.policy.row_of[self.history]
+        if self.apart and (rows[1:] < rows[:-1]).any():  # in the order of the rows, nothing has to be picked out
+            self._keep(np.argsort(rows))
 
     def _needed(self, side: Literal["policy", "reference"], start: int, end: int) -> NDArray[np.bool_]:
         """Which live jobs need a model's output at one of the steps from `start` to `end`."""
         if self.settings.kl:
             return np.ones(len(self.live), dtype=bool)
-        rules = self.rules.take(self.live)
+        rules = self.rules
         unused = 0.0 if side == "policy" else 1.0  # the coefficient with which this model has no part in the mixture
         early = (start <= rules.last) & (rules.high != unused)
         late = (end > rules.last) & (rules.low != unused)
@@ -151,37 +183,36 @@ class _Batch:
     def _wanted(self, side: Literal["policy", "reference"], step: int, histories: int) -> NDArray[np.bool_]:
         """Which histories a model has to follow, as a job on them needs it at `step` or later."""
         wanted = np.zeros(histories, dtype=bool)
-        wanted[self.history[self.live][self._needed(side, step, self.settings.max_new_tokens)]] = True
+        wanted[self.history[self._needed(side, step, self.settings.max_new_tokens)]] = True
         return wanted
 
-    def _history_kl(self, policy: Tensor | None, reference: Tensor | None, compared: bool) -> Tensor | None:
+    def _history_kl(self, policy: Tensor | None, reference: Tensor | None) -> Tensor | None:
         """Exact KL(policy || reference) after each history that both models have read, [histories]; 0 elsewhere."""
-        if policy is None or reference is None or not (compared or self.settings.kl):
+        if policy is None or reference is None or not (self.settings.kl or self.rules.compares.any()):
             return None
         rows = self.policy.row_of, self.reference.row_of
+        if len(policy) == len(reference) == len(rows[0]) and np.array_equal(*rows):
+            return pick(exact_kl(policy, reference), rows[0])
         both = np.flatnonzero((rows[0] >= 0) & (rows[1] >= 0))
-        found = exact_kl(_pick(policy, rows[0][both]), _pick(reference, rows[1][both]))
-        if len(both) == len(rows[0]):
-            return found
         kl = torch.zeros(len(rows[0]), device=self.device)
+        found = exact_kl(pick(policy, rows[0][both]), pick(reference, rows[1][both]))
         kl[torch.from_numpy(both).to(self.device)] = found
         return kl
 
     def _compared_kl(self, kl: Tensor | None, policy: Tensor | None, reference: Tensor | None, step: int) -> Floats:
         """The KL that each live job compares with its threshold, exact or estimated; 0 where none does."""
-        compares = self.rules.compares[self.live]
-        values = np.zeros(len(self.live))
+        compares = self.rules.compares
         if kl is None or policy is None or reference is None or not compares.any():
-            return values
-        values = kl.double().cpu().numpy()[self.history[self.live]]
-        for samples in sorted({int(k) for k in self.estimates[self.live][compares] if k}):
-            mine = np.flatnonzero(compares & (self.estimates[self.live] == samples))
-            history, stream = self.history[self.live[mine]], self.stream[self.live[mine]]
+            return np.zeros(len(self.live))
+        values = kl.double().cpu().numpy()[self.history]
+        for samples in sorted({int(k) for k in self.estimates[compares] if k}):
+            mine = np.flatnonzero(compares & (self.estimates == samples))
+            history, stream = self.history[mine], self.stream[mine]
             numbers = streams.uniforms([self.keys[s] for s in stream], [step], samples, streams.ESTIMATES)[:, 0]
             values[mine] = (
                 monte_carlo_kl(
-                    _pick(policy, self.policy.row_of[history]),
-                    _pick(reference, self.reference.row_of[history]),
+                    pick(policy, self.policy.row_of[history]),
+                    pick(reference, self.reference.row_of[history]),
                     torch.from_numpy(numbers).to(self.device),
                 )[0]
                 .cpu()
@@ -189,65 +220,36 @@ class _Batch:
             )
         return values
 
-    def _sampling(self, policy: Tensor | None, reference: Tensor | None, history: Indices, a: Floats) -> Tensor:
-        """Log-probabilities to draw from after each of `history` with coefficients `a`, [draws, vocabulary]."""
-        made: list[tuple[NDArray[np.bool_], Tensor]] = []
-        for where in (a == 1, a == 0, (a != 0) & (a != 1)):
-            if not where.any():
-                continue
-            rows = self.policy.row_of[history[where]], self.reference.row_of[history[where]]
-            if a[where][0] == 1 and policy is not None:
-                part = _pick(policy, rows[0])
-            elif a[where][0] == 0 and reference is not None:
-                part = _pick(reference, rows[1])
-            else:
-                assert policy is not None and reference is not None
-                weights = torch.from_numpy(a[where]).to(self.device)
-                part = tilt(_pick(policy, rows[0]), _pick(reference, rows[1]), weights)
-            made.append((where, part))
-        if len(made) == 1:
-            return made[0][1]
-        logps = torch.empty(len(a), self.vocabulary, device=self.device)
-        for where, part in made:
-            logps[torch.from_numpy(where).to(self.device)] = part
-        return logps
-
     def _generation(self, j: int) -> Generation:
         job, length = self.jobs[j], self.lengths[j]
         measures: dict[str, Any] = {}
         if self.settings.kl:
-            measures = {name: self.measures[m, j, :length].copy() for m, name in enumerate(MEASURES)}
+            measures = {name: self.measures[:length, m, j].copy() for m, name in enumerate(MEASURES)}
             measures["argmax_rank"] = measures["argmax_rank"].astype(np.int32)
-        tokens = self.tokens[j, :length].copy()
+        tokens = self.tokens[:length, j].copy()
         return Generation(job.prompt_id, job.sample, job.strategy.name, tokens, bool(self.ended[j]), **measures)
 
 
-def _measure(logps: Tensor, policy: Tensor, reference: Tensor, tokens: Tensor, kl: Tensor, a: Floats) -> Any:
-    """The measures of `MEASURES` for each draw, float32 [measures, draws], on the CPU."""
-    sampling_kl = torch.where(torch.from_numpy(a == 1).to(kl.device), kl, 0.0)
-    if len(mixed := np.flatnonzero((a != 0) & (a != 1))):
-        sampling_kl[torch.from_numpy(mixed).to(kl.device)] = exact_kl(_pick(logps, mixed), _pick(reference, mixed))
+def _sampling(policy: Tensor | None, reference: Tensor | None, a: Floats) -> Tensor:
+    """Log-probabilities to draw from with coefficients `a`, [draws, vocabulary]; None for a model that has no part."""
+    kinds = set(a.tolist())
+    if policy is not None and (reference is None or kinds == {1.0}):
+        return policy
+    if reference is not None and (policy is None or kinds == {0.0}):
+        return reference
+    assert policy is not None and reference is not None
+    return tilt(policy, reference, torch.from_numpy(a).to(policy.device), pure=bool(kinds & {0.0, 1.0}))
+
+
+def _measure(logps: Tensor, policy: Tensor, reference: Tensor, tokens: Tensor, kl: Tensor) -> Tensor:
+    """The measures of `MEASURES` for each draw, float32 [measures, draws]."""
+    sampling_kl = kl if logps is policy else exact_kl(logps, reference)
     at = tokens[:, None]
     sampled, own, other = (source.gather(1, at)[:, 0] for source in (logps, policy, reference))
     rank = argmax_rank(policy, reference).float()
-    return torch.stack([kl, sampling_kl, sampled - other, own, other, rank]).cpu().numpy()
+    return torch.stack([kl, sampling_kl, sampled - other, own, other, rank])
 
 
-def _pick(values: Tensor, rows: Indices) -> Tensor:
-    """Some rows; the tensor itself where that is all of them in order."""
-    if len(rows) == len(values) and np.array_equal(rows, np.arange(len(rows))):
-        return values
-    return values.index_select(0, torch.from_numpy(rows).to(values.device))
-
-
-def _distinct(keys: Sequence[Hashable]) -> tuple[Indices, Indices]:
-    """Where each distinct key stands first, [distinct], and every key's number among these, [keys]."""
-    numbers: dict[Hashable, int] = {}
-    first: list[int] = []
-    number_of = np.empty(len(keys), dtype=np.int64)
-    for i, key in enumerate(keys):
-        number = numbers.setdefault(key, len(first))
-        if number == len(first):
-            first.append(i)
-        number_of[i] = number
-    return np.array(first, dtype=np.int64), number_of
+def _on_cpu(pieces: list[Tensor]) -> Any:
+    """Pieces side by side along the last axis."""
+    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)).cpu().numpy()

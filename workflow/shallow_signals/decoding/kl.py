@@ -46,7 +46,7 @@ def argmax_rank(logps: Tensor, reference_logps: Tensor) -> Tensor:
 
     1, 2-3 and more are the "unshifted", "marginal" and "shifted" tokens of Lin et al. 2023 (arXiv 2312.01552).
     """
-    best = logps.argmax(-1, keepdim=True)
+    best = logps.max(-1, keepdim=True).indices  # argmax takes twice as long on a CPU
     return (reference_logps - reference_logps.gather(1, best)).gt_(0).sum(-1).long() + 1
 
 

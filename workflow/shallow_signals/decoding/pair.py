@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from shallow_signals.decoding.llama import LlamaStep, is_plain_llama
 from shallow_signals.files import InputError
+from shallow_signals.models.tree import refuse_unsupported
 
 
 @dataclass(frozen=True)
@@ -19,10 +23,24 @@ class Side:
     model: nn.Module
     switched_off: Sequence[Any] = ()  # the adapter layers to switch off while this side computes
 
-    @property
+    @cached_property
     def base(self) -> Any:
         """The model inside any adapter."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # type: ignore[operator]
+
+    @cached_property
+    def takes_masks(self) -> bool:
+        """Whether one boolean mask [rows, 1, 1, places] serves every layer of the model."""
+        try:
+            refuse_unsupported(self.base)
+        except InputError:
+            return False
+        return bool(self.base.config.get_text_config()._attn_implementation == "sdpa")
+
+    @cached_property
+    def step(self) -> LlamaStep | None:
+        """A shorter way to the logits after one more token, where the model is one for which there is one."""
+        return LlamaStep(self.base) if is_plain_llama(self.model, self.base) else None
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
@@ -36,10 +54,25 @@ class Side:
             for layer in self.switched_off:
                 layer._disable_adapters = False
 
-    def __call__(self, **inputs: Any) -> Tensor:
-        """Logits of the last position, [rows, vocabulary]."""
+    def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
+        """Logits after the last of the new tokens, [rows, vocabulary].
+
+        `ids` and `positions` of the new tokens are [rows, new]; `mask` tells which places hold a token, the new ones
+        included: [rows, places], or [rows, 1, 1, places] for one new token where the side `takes_masks`.
+        """
         with self.active() as model:
-            logits: Tensor = model(**inputs, use_cache=True, logits_to_keep=1).logits
+            if mask.dim() == 4 and self.step:
+                return self.step(ids, positions, mask, cache.layers)[:, -1]
+            # A slice of the last position would make torch copy the output weights for every row; an index doesn't.
+            last = torch.tensor([ids.shape[1] - 1], device=ids.device) if ids.shape[1] > 1 else 1
+            logits: Tensor = model(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=last,
+            ).logits
         return logits[:, -1]
 
 

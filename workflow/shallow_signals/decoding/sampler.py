@@ -145,8 +145,11 @@ def _bar(responses: int, shown: bool) -> Iterator[Callable[[int, int], None]]:
     """A progress bar over responses that tells tokens per second; what it yields takes (finished, tokens drawn)."""
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+    if not shown:
+        yield lambda finished, drawn: None
+        return
     started, tokens = time.monotonic(), 0
-    with tqdm(total=responses, unit="response", disable=not shown, mininterval=1.0) as bar:
+    with tqdm(total=responses, unit="response", mininterval=1.0) as bar:
 
         def tick(finished: int, drawn: int) -> None:
             nonlocal tokens

@@ -181,15 +181,15 @@ def coefficient(rules: Rules, step: NDArray[np.int64] | int, kl: Floats) -> Floa
     return np.where((step <= rules.last) & (kl > rules.floor), rules.high, rules.low)
 
 
-def tilt(policy_logps: Tensor, reference_logps: Tensor, a: Tensor) -> Tensor:
+def tilt(policy_logps: Tensor, reference_logps: Tensor, a: Tensor, *, pure: bool = True) -> Tensor:
     """log softmax(a log policy + (1 - a) log reference), [rows, vocabulary]; a is [rows].
 
-    Where a is 0 or 1 the result is the one model's log-probabilities, bit for bit.
+    Where a is 0 or 1 the result is the one model's log-probabilities, bit for bit; with `pure` False no a may be.
     """
     a = a.to(policy_logps.dtype)[:, None]
     mixed = torch.lerp(reference_logps, policy_logps, a)
-    total = mixed.logsumexp(-1, keepdim=True)
-    return mixed.sub_(torch.where((a == 0) | (a == 1), 0.0, total))
+    normed = mixed.log_softmax(-1)
+    return torch.where((a == 0) | (a == 1), mixed, normed) if pure else normed
 
 
 def sampling_logps(

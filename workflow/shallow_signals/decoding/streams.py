@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shallow_signals.decoding.rows import in_pieces
+
 Words = NDArray[np.uint64]
 TOKENS, ESTIMATES = 0, 1  # purposes: drawing the next token; estimating a KL
-_PIECE = 1 << 16  # numbers made at once on a CPU
 _GAMMA = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
@@ -75,12 +76,9 @@ def splitmix(start: Tensor, count: int) -> Tensor:
 
 def exponentials(start: Tensor, vocabulary: int) -> Tensor:
     """Exponential variates for every token, float32 [states, vocabulary]."""
-    rows = (
-        max(1, _PIECE // vocabulary) if start.device.type == "cpu" else max(1, len(start))
-    )  # stays in the CPU's cache
     pieces = []
-    for top in range(0, len(start), rows):
-        bits = (splitmix(start[top : top + rows], vocabulary) >> 1).bitwise_and_((1 << 63) - 1)
+    for states in in_pieces(start, vocabulary, start.device):
+        bits = (splitmix(states, vocabulary) >> 1).bitwise_and_((1 << 63) - 1)
         uniform = bits.float().mul_(2.0**-63).clamp_(max=1 - 2.0**-24)
         pieces.append(uniform.neg_().log1p_().neg_())
     return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
@@ -93,4 +91,4 @@ def draw_tokens(logps: Tensor, race: Tensor) -> Tensor:
     race with the same exponentials part in at most twice their total variation distance, near the best any coupling
     does; with one number and a cumulative sum they part several times as often, and rounding alone can part them.
     """
-    return logps.exp().div_(race).argmax(-1)
+    return logps.exp().div_(race).max(-1).indices  # argmax takes twice as long on a CPU

@@ -1,0 +1,41 @@
+"""Rows of a batch: picked, told apart, and in pieces that a CPU's cache holds."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Indices = NDArray[np.int64]
+Rows = TypeVar("Rows", Tensor, NDArray[Any])
+_PIECE = 1 << 16  # numbers worked on at once on a CPU
+
+
+def pick(values: Tensor, rows: Indices) -> Tensor:
+    """Some rows; the tensor itself where that is all of them in order."""
+    if len(rows) == len(values) and np.array_equal(rows, np.arange(len(rows))):
+        return values
+    return values.index_select(0, torch.from_numpy(rows).to(values.device))
+
+
+def distinct(keys: Sequence[Hashable]) -> tuple[Indices, Indices]:
+    """Where each distinct key stands first, [distinct], and every key's number among these, [keys]."""
+    numbers: dict[Hashable, int] = {}
+    first: list[int] = []
+    number_of = np.empty(len(keys), dtype=np.int64)
+    for i, key in enumerate(keys):
+        number = numbers.setdefault(key, len(first))
+        if number == len(first):
+            first.append(i)
+        number_of[i] = number
+    return np.array(first, dtype=np.int64), number_of
+
+
+def in_pieces(rows: Rows, vocabulary: int, device: torch.device) -> list[Rows]:
+    """The rows in pieces: on a CPU as many as its cache holds with a number for every token, elsewhere all at once."""
+    size = max(1, _PIECE // vocabulary if device.type == "cpu" else len(rows))
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
