@@ -77,9 +77,42 @@ def pins_of(source):
     return {repo: PINS[repo]} if repo in PINS else {}
 
 
-def resources_for(minimum):
-    """A resource that doubles with each attempt."""
-    return lambda wildcards, attempt: minimum * 2 ** (attempt - 1)
+def site(key):
+    """What the profile says of the machine (a name among its `default-resources`), or None."""
+    declared = workflow.resource_settings.default_resources or {}
+    return declared[key].raw if key in declared else None
+
+
+def doubling(minimum, limit):
+    """A resource that doubles with each attempt, up to the machine's `limit` where the profile names one."""
+    most = site(limit) or float("inf")
+    return lambda wildcards, attempt: min(minimum * 2 ** (attempt - 1), most)
+
+
+def memory_for(minimum, gpus=1):
+    """Megabytes for a first attempt of a step on each of up to `gpus` GPUs; later attempts get more."""
+    return doubling(minimum * min(gpus, site("gpus_per_job") or 1), "node_mem_mb")
+
+
+def minutes_for(minimum):
+    """Minutes for a first attempt; later ones get more."""
+    return doubling(minimum, "longest_runtime")
+
+
+def gpus(most):
+    """The GPUs of a step that makes use of up to `most` in one node: `**gpus(1)` in its resources.
+
+    The profile says how many a job may take (`gpus_per_job`) and, on a cluster, their model and partition. A profile
+    that says nothing of GPUs runs every step on the CPU.
+    """
+    if not site("gpus_per_job"):
+        return {}
+    asked = {
+        "gpu": min(most, site("gpus_per_job")),
+        "gpu_model": site("gpu_type"),
+        "slurm_partition": site("gpu_partition"),
+    }
+    return {key: value for key, value in asked.items() if value is not None}
 
 
 def shown_results():
