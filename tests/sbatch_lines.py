@@ -1,6 +1,6 @@
 """What the SLURM executor would submit: its own function on every job of a dry-run, no cluster asked.
 
-`python tests/sbatch_lines.py [snakemake arguments]` prints one JSON line a job that is submitted: its rule and its sbatch line.
+`python tests/sbatch_lines.py [snakemake arguments]` prints one JSON line a submitted job: rule and sbatch line.
 """
 
 from __future__ import annotations

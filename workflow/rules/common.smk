@@ -174,7 +174,7 @@ def missing_keys():
 
 
 def before_start():
-    """Refuse to start (dry-runs pass) without a judge's key, or while revisions that must be pinned are unknown."""
+    """Refuse to start (dry-runs pass) without a judge's key, with unknown revisions, or while old jobs still write here."""
     if missing_keys():
         raise WorkflowError(
             "no API key for the judge of Table 3: set the environment variable "
@@ -187,4 +187,17 @@ def before_start():
             + ", ".join(unpinned())
             + ". Run `make pin` on a machine that reaches the hub: "
             "it looks them up and keeps them in pins.json; or set `revision` in the configuration."
+        )
+    from shallow_signals.files import InputError
+    from shallow_signals.slurm_queue import queued_jobs
+
+    try:
+        orphans = queued_jobs(Path.cwd())
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+    if orphans:
+        raise WorkflowError(
+            "an earlier call left jobs in the queue that write the same outputs: "
+            + ", ".join(map(str, orphans))
+            + ". Run `make resume`: it cancels them, unlocks the folder and goes on."
         )
