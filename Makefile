@@ -76,7 +76,7 @@ slurm: $(READY)
 
 # Every profile's plan, without running anything.
 dry-run: $(READY)
-	for profile in demo small; do $(SNAKEMAKE) --dry-run --quiet rules --profile profiles/$$profile all || exit 1; done
+	for profile in demo small gpu slurm; do $(SNAKEMAKE) --dry-run --quiet rules --profile profiles/$$profile all || exit 1; done
 	$(SNAKEMAKE) --dry-run --quiet rules all
 
 # What a run takes, before anything is submitted (docs/planning.md). FLAGS: another run's, `--profile profiles/demo`, ...

@@ -38,6 +38,13 @@ def sbatch_lines(workflow: Workflow, *arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
 
 
+def parse(line: str) -> dict[str, str]:
+    """The options of an sbatch line; each is given once."""
+    found = re.findall(r"(?:^|\s)(--?[A-Za-z][\w-]*)(?:[= ]([^-\s]\S*))?", line)
+    assert len({name for name, _ in found}) == len(found), line
+    return dict(found)
+
+
 def main() -> None:
     from snakemake import cli
     from snakemake.executors import dryrun

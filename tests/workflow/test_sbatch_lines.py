@@ -7,13 +7,11 @@ them again, and the difference is read in review.
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from typing import Any
 
 import pytest
 
-from sbatch_lines import sbatch_lines, set_site
+from sbatch_lines import parse, sbatch_lines, set_site
 from workflow_copy import ROOT, Workflow
 
 CARDS = {"h100": {"gpu_type": "h100", "gpus_per_job": 8}, "a100": {"gpu_type": "a100", "gpus_per_job": 4}}
@@ -57,10 +55,3 @@ def test_escalation_stops_at_the_machines_limits(workflow: Workflow) -> None:
     assert (training["-t"], training["--mem"]) == ("2880", "500000")
     tokens = next(parse(job["line"]) for job in jobs if job["rule"] == "tokenize_pairs")
     assert (tokens["-t"], tokens["--mem"]) == ("240", "64000")
-
-
-def parse(line: str) -> dict[str, Any]:
-    """The options of an sbatch line; each is given once."""
-    found = re.findall(r"(?:^|\s)(--?[A-Za-z][\w-]*)(?:[= ]([^-\s]\S*))?", line)
-    assert len({name for name, _ in found}) == len(found), line
-    return dict(found)
