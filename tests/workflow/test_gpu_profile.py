@@ -35,6 +35,10 @@ with job(snakemake):
     Path(snakemake.output[0]).write_text(f"{begin} {time.monotonic()} {os.environ['CUDA_VISIBLE_DEVICES']}")
 """
 
+# Every rule of the paper's run that puts a model to work.
+USERS = {"train_reward_model", "train_dpo", "score_heldout", "score_benchmark", "score_base_logprobs"}
+USERS |= {"compare_ranks", "generate_outputs", "decode", "score_decoded"}
+
 
 def test_jobs_on_a_workstation_share_no_gpu(workflow: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
     (workflow.folder / "gpus.smk").write_text(RULES)
@@ -55,6 +59,5 @@ def test_every_gpu_rule_says_so(workflow: Workflow) -> None:
     with_gpus = workflow.run("--dry-run", "--profile", "profiles/gpu", "all").stdout
     blocks = re.split(r"^(?=(?:local)?rule )", with_gpus, flags=re.MULTILINE)
     claiming = {block.split()[1].rstrip(":") for block in blocks if ", gpu=1" in block}
-    assert claiming == {"train_reward_model", "score_heldout", "score_benchmark", "score_base_logprobs"}
+    assert claiming == USERS
     assert ", gpu=" not in workflow.run("--dry-run", "all").stdout
-

@@ -51,7 +51,20 @@ def test_no_gpu_is_asked_for_where_the_profile_has_none(workflow: Workflow) -> N
 def test_escalation_stops_at_the_machines_limits(workflow: Workflow) -> None:
     """The third attempt of everything, as `attempt` starts where Snakemake is told to."""
     jobs = sbatch_lines(workflow, "--profile", "slurm", "--attempt", "3", "all")
-    training = next(parse(job["line"]) for job in jobs if job["rule"] == "train_reward_model")
-    assert (training["-t"], training["--mem"]) == ("2880", "500000")
-    tokens = next(parse(job["line"]) for job in jobs if job["rule"] == "tokenize_pairs")
-    assert (tokens["-t"], tokens["--mem"]) == ("240", "64000")
+    third = {job["rule"]: parse(job["line"]) for job in jobs}
+    assert third["train_reward_model"]["--mem"] == "500000"  # 256,000 at first
+    assert third["decode"]["-t"] == "2880"  # 1,440 at first
+    assert (third["tokenize_pairs"]["-t"], third["tokenize_pairs"]["--mem"]) == ("240", "64000")
+
+
+def test_time_grows_with_the_work(workflow: Workflow) -> None:
+    """Longer for more tokens, and on a slower card."""
+    profile = workflow.folder / "profiles/slurm/config.yaml"
+    minutes = {}
+    for card in CARDS:
+        set_site(profile, gpu_type=card, gpus_per_job=1, longest_runtime=100000)
+        trained = [parse(job["line"]) for job in sbatch_lines(workflow, "--profile", "slurm", "all")
+                   if job["rule"] == "train_reward_model"]  # fmt: skip
+        minutes[card] = sorted(int(options["-t"]) - 120 for options in trained)
+    assert minutes["h100"][-1] > 8 * minutes["h100"][0] > 0  # whole responses of the largest set, heads of the smallest
+    assert minutes["a100"][-1] / minutes["h100"][-1] == pytest.approx(989 / 312, rel=0.1)

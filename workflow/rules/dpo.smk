@@ -24,7 +24,7 @@ if STUDY.process_per == "model":
         resources:
             **gpus(8),
             mem_mb=memory_for(32000, gpus=8),
-            runtime=minutes_for(1440),
+            runtime=minutes_for(120, "models/dpo/{experiment}/{truncation}/seed{seed}", gpus=8),
         params:
             training=lambda w: dpo_params(w.experiment),
             members=lambda w: [(w.truncation, int(w.seed))],

@@ -27,7 +27,7 @@ if STUDY.process_per == "model":
         resources:
             **gpus(8),
             mem_mb=memory_for(32000, gpus=8),
-            runtime=minutes_for(720),
+            runtime=minutes_for(120, "models/reward/{experiment}/{truncation}/seed{seed}", gpus=8),
         params:
             training=lambda w: training_params(w.experiment),
             members=lambda w: [(w.truncation, int(w.seed))],
@@ -55,7 +55,7 @@ if STUDY.process_per == "model":
         resources:
             **gpus(1),
             mem_mb=memory_for(32000),
-            runtime=minutes_for(240),
+            runtime=minutes_for(60, "evaluations/reward/{experiment}/{truncation}/seed{seed}/heldout.parquet"),
         params:
             scoring=lambda w: scoring_params(w.experiment),
             members=lambda w: [(w.truncation, int(w.seed))],

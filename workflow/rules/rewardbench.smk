@@ -23,7 +23,9 @@ if STUDY.process_per == "model":
         resources:
             **gpus(1),
             mem_mb=memory_for(32000),
-            runtime=minutes_for(240),
+            runtime=minutes_for(
+                60, "evaluations/reward/{experiment}/{truncation}/seed{seed}/{benchmark}.parquet"
+            ),
         params:
             scoring=lambda w: scoring_params(w.experiment),
             rows=lambda w: STUDY.benchmarks[w.benchmark].rows,
