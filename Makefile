@@ -11,7 +11,7 @@ OPENRLHF := .openrlhf
 export PYTHONHASHSEED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: env envs openrlhf-parser demo small test lint unit workflow e2e dry-run plan schema pin download publish clean
+.PHONY: env envs openrlhf-parser demo small resume test lint unit workflow e2e slurm dry-run plan schema pin download publish clean
 
 env: $(READY)
 
@@ -31,7 +31,14 @@ demo: $(READY)
 small: $(READY)
 	$(SNAKEMAKE) --profile profiles/small all $(if $(DATA_ROOT),--config data_root=$(DATA_ROOT))
 
-test: lint unit workflow e2e
+# After a Snakemake on a SLURM cluster was killed: its jobs run on, unseen. Cancel them, unlock, go on.
+TARGET ?= all
+resume: $(READY)
+	$(BIN)/python -m shallow_signals.slurm_queue
+	$(SNAKEMAKE) --profile slurm --unlock
+	$(SNAKEMAKE) --profile slurm --rerun-incomplete $(TARGET)
+
+test: lint unit workflow e2e slurm
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -63,9 +70,13 @@ workflow: $(READY)
 e2e: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/e2e
 
+# On a real SLURM cluster that the tests start on this machine and tear down (tests/slurm/cluster.py has the packages).
+slurm: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/slurm
+
 # Every profile's plan, without running anything.
 dry-run: $(READY)
-	for profile in demo small; do $(SNAKEMAKE) --dry-run --quiet rules --profile profiles/$$profile all || exit 1; done
+	for profile in demo small gpu slurm; do $(SNAKEMAKE) --dry-run --quiet rules --profile profiles/$$profile all || exit 1; done
 	$(SNAKEMAKE) --dry-run --quiet rules all
 
 # What a run takes, before anything is submitted (docs/planning.md). FLAGS: another run's, `--profile profiles/demo`, ...

@@ -86,4 +86,5 @@ def copy_workflow(folder: Path) -> Workflow:
     for name in ("Snakefile", "config.yaml"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copy(MICRO, folder / "micro.yaml")
+    shutil.copy(ROOT / "slurm", folder / "slurm", follow_symlinks=False)
     return Workflow(folder)

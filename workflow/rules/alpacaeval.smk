@@ -28,8 +28,9 @@ if STUDY.process_per == "model":
         conda:
             lambda w: generation_environment(w.comparison)
         resources:
-            mem_mb=resources_for(64000),
-            runtime=resources_for(480),
+            **gpus(1),
+            mem_mb=memory_for(64000),
+            runtime=minutes_for(120, "alpacaeval/{comparison}/{member}/model_outputs.json"),
         params:
             members=lambda w: [generation_params(w.comparison, w.member)],
         script:
@@ -54,8 +55,9 @@ else:
             conda:
                 generation_environment(_c)
             resources:
-                mem_mb=resources_for(4000),
-                runtime=resources_for(60),
+                **gpus(1),
+                mem_mb=memory_for(4000),
+                runtime=minutes_for(60),
             params:
                 members=[generation_params(_c, m) for m in answering(_c)],
             script:
@@ -79,8 +81,8 @@ rule fetch_length_control:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=resources_for(4000),
-        runtime=resources_for(30),
+        mem_mb=memory_for(4000),
+        runtime=minutes_for(30),
     params:
         length_control=lambda w: plain(STUDY.alpacaeval[w.comparison].length_control),
         data_root=lambda w: STUDY.data_root,
@@ -113,8 +115,9 @@ for _c in comparisons():
         conda:
             "../../envs/core.yaml"
         resources:
-            mem_mb=resources_for(4000 if STUDY.process_per == "experiment" else 32000),
-            runtime=resources_for(60 if STUDY.process_per == "experiment" else 480),
+            **gpus(1 if judge_model(STUDY.alpacaeval[_c].judge) else 0),
+            mem_mb=memory_for(4000 if STUDY.process_per == "experiment" else 32000),
+            runtime=minutes_for(60 if STUDY.process_per == "experiment" else 480),
         params:
             judge=judge_params(STUDY.alpacaeval[_c].judge),
             name=STUDY.alpacaeval[_c].judge,

@@ -6,6 +6,8 @@
 import json
 import os
 import sys
+from functools import cache
+from math import ceil
 from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
@@ -77,9 +79,77 @@ def pins_of(source):
     return {repo: PINS[repo]} if repo in PINS else {}
 
 
-def resources_for(minimum):
-    """A resource that doubles with each attempt."""
-    return lambda wildcards, attempt: minimum * 2 ** (attempt - 1)
+def site(key):
+    """What the profile says of the machine (a name among its `default-resources`), or None."""
+    declared = workflow.resource_settings.default_resources or {}
+    return declared[key].raw if key in declared else None
+
+
+def escalating(first, limit):
+    """A resource of a first attempt, a number or a function of the wildcards, that doubles with each attempt.
+
+    It grows up to the machine's `limit`, where the profile names one.
+    """
+    most = site(limit) or float("inf")
+    at_first = first if callable(first) else lambda wildcards: first
+    return lambda wildcards, attempt: min(at_first(wildcards) * 2 ** (attempt - 1), most)
+
+
+def memory_for(minimum, gpus=1):
+    """Megabytes for a first attempt of a step on each of up to `gpus` GPUs; later attempts get more."""
+    return escalating(minimum * min(gpus, site("gpus_per_job") or 1), "node_mem_mb")
+
+
+def minutes_for(minimum, output=None, gpus=1):
+    """Minutes for a first attempt; later ones get more.
+
+    On GPUs three times what the planner reckons for the output (a pattern below the results) on up to `gpus` of them is
+    added, in half hours: it grows with the model and the tokens, and is an estimate.
+    """
+    if output is None or not site("gpus_per_job"):
+        return escalating(minimum, "longest_runtime")
+    shared = min(gpus, site("gpus_per_job"))
+    return escalating(
+        lambda wildcards: minimum + 30 * ceil(6 * planned_hours(output.format(**wildcards)) / shared),
+        "longest_runtime",
+    )
+
+
+def planned_hours(output):
+    """Hours of one GPU of the profile's model for an output; none where the planner knows neither card nor sizes."""
+    from shallow_signals.files import InputError
+    from shallow_signals.planning.report import CARDS, gpu_hours
+
+    card = CARDS.get((site("gpu_type") or "").upper())
+    try:
+        return gpu_hours(planner().of(output), card) if card else 0.0
+    except InputError:
+        return 0.0
+
+
+@cache
+def planner():
+    """The planner of this run."""
+    from shallow_signals.planning.sizes import Sizes
+    from shallow_signals.planning.work import Planner
+
+    return Planner(Sizes(STUDY, Path(results("."))))
+
+
+def gpus(most):
+    """The GPUs of a step that makes use of up to `most` in one node: `**gpus(1)` in its resources.
+
+    The profile says how many a job may take (`gpus_per_job`) and, on a cluster, their model and partition. A profile
+    that says nothing of GPUs runs every step on the CPU.
+    """
+    if not most or not site("gpus_per_job"):
+        return {}
+    asked = {
+        "gpu": min(most, site("gpus_per_job")),
+        "gpu_model": site("gpu_type"),
+        "slurm_partition": site("gpu_partition"),
+    }
+    return {key: value for key, value in asked.items() if value is not None}
 
 
 def shown_results():
@@ -141,7 +211,7 @@ def missing_keys():
 
 
 def before_start():
-    """Refuse to start (dry-runs pass) without a judge's key, or while revisions that must be pinned are unknown."""
+    """Refuse to start (dry-runs pass) without a judge's key, with unknown revisions, or while old jobs still write here."""
     if missing_keys():
         raise WorkflowError(
             "no API key for the judge of Table 3: set the environment variable "
@@ -154,4 +224,17 @@ def before_start():
             + ", ".join(unpinned())
             + ". Run `make pin` on a machine that reaches the hub: "
             "it looks them up and keeps them in pins.json; or set `revision` in the configuration."
+        )
+    from shallow_signals.files import InputError
+    from shallow_signals.slurm_queue import queued_jobs
+
+    try:
+        orphans = queued_jobs(Path.cwd())
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+    if orphans:
+        raise WorkflowError(
+            "an earlier call left jobs in the queue that write the same outputs: "
+            + ", ".join(map(str, orphans))
+            + ". Run `make resume`: it cancels them, unlocks the folder and goes on."
         )

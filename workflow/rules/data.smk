@@ -39,8 +39,8 @@ rule ingest_dataset:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=resources_for(8000),
-        runtime=resources_for(60),
+        mem_mb=memory_for(8000),
+        runtime=minutes_for(60),
     params:
         dataset=lambda w: plain(STUDY.datasets[w.dataset]),
         data_root=lambda w: STUDY.data_root,
@@ -65,8 +65,8 @@ rule tokenize_pairs:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=resources_for(16000),
-        runtime=resources_for(60),
+        mem_mb=memory_for(16000),
+        runtime=minutes_for(60),
     params:
         bos=lambda w: STUDY.models[w.model].bos,
     script:
@@ -89,8 +89,8 @@ rule write_shards:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=resources_for(8000),
-        runtime=resources_for(30),
+        mem_mb=memory_for(8000),
+        runtime=minutes_for(30),
     script:
         "../scripts/write_shards.py"
 
@@ -109,8 +109,8 @@ rule prepare_instructions:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=resources_for(4000),
-        runtime=resources_for(30),
+        mem_mb=memory_for(4000),
+        runtime=minutes_for(30),
     params:
         instructions=lambda w: plain(STUDY.instructions[w.instructions]),
         data_root=lambda w: STUDY.data_root,

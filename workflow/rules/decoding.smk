@@ -23,8 +23,9 @@ rule decode:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=resources_for(64000),
-        runtime=resources_for(1440),
+        **gpus(1),
+        mem_mb=memory_for(64000),
+        runtime=minutes_for(1440),
     params:
         run=lambda w: decoding_params(w.decoding),
     script:
@@ -48,8 +49,9 @@ rule decode_retrained:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=resources_for(64000),
-        runtime=resources_for(480),
+        **gpus(1),
+        mem_mb=memory_for(64000),
+        runtime=minutes_for(480),
     params:
         run=lambda w: decoding_params(w.decoding, controlled=False),
     script:
@@ -75,8 +77,9 @@ rule read_texts:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=resources_for(64000),
-        runtime=resources_for(240),
+        **gpus(1),
+        mem_mb=memory_for(64000),
+        runtime=minutes_for(240),
     params:
         run=lambda w: text_params(w.decoding),
     script:
@@ -101,8 +104,9 @@ rule score_decoded:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=resources_for(48000),
-        runtime=resources_for(240),
+        **gpus(1),
+        mem_mb=memory_for(48000),
+        runtime=minutes_for(240),
     params:
         judge=lambda w: judge_params(STUDY.decoding[w.decoding].reward),
     script:

@@ -22,8 +22,9 @@ if STUDY.process_per == "model":
         conda:
             lambda w: dpo_environment(w.experiment)
         resources:
-            mem_mb=resources_for(64000),
-            runtime=resources_for(1440),
+            **gpus(8),
+            mem_mb=memory_for(32000, gpus=8),
+            runtime=minutes_for(120, "models/dpo/{experiment}/{truncation}/seed{seed}", gpus=8),
         params:
             training=lambda w: dpo_params(w.experiment),
             members=lambda w: [(w.truncation, int(w.seed))],
@@ -50,8 +51,9 @@ else:
             conda:
                 dpo_environment(_e)
             resources:
-                mem_mb=resources_for(4000),
-                runtime=resources_for(60),
+                **gpus(1),
+                mem_mb=memory_for(4000),
+                runtime=minutes_for(60),
             params:
                 training=dpo_params(_e),
                 members=dpo_members(_e),

@@ -17,8 +17,8 @@ rule provide_model:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=resources_for(16000),
-        runtime=resources_for(120),
+        mem_mb=memory_for(16000),
+        runtime=minutes_for(120),
     params:
         source=lambda w: plain(STUDY.models[w.model].source),
         pins=lambda w: pins_of(STUDY.models[w.model].source),

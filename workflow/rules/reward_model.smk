@@ -25,8 +25,9 @@ if STUDY.process_per == "model":
         conda:
             lambda w: reward_environment(w.experiment)
         resources:
-            mem_mb=resources_for(32000),
-            runtime=resources_for(720),
+            **gpus(8),
+            mem_mb=memory_for(32000, gpus=8),
+            runtime=minutes_for(120, "models/reward/{experiment}/{truncation}/seed{seed}", gpus=8),
         params:
             training=lambda w: training_params(w.experiment),
             members=lambda w: [(w.truncation, int(w.seed))],
@@ -52,8 +53,9 @@ if STUDY.process_per == "model":
         conda:
             "../../envs/core.yaml"
         resources:
-            mem_mb=resources_for(32000),
-            runtime=resources_for(240),
+            **gpus(1),
+            mem_mb=memory_for(32000),
+            runtime=minutes_for(60, "evaluations/reward/{experiment}/{truncation}/seed{seed}/heldout.parquet"),
         params:
             scoring=lambda w: scoring_params(w.experiment),
             members=lambda w: [(w.truncation, int(w.seed))],
@@ -81,8 +83,9 @@ else:
             conda:
                 reward_environment(_e)
             resources:
-                mem_mb=resources_for(4000),
-                runtime=resources_for(60),
+                **gpus(1),
+                mem_mb=memory_for(4000),
+                runtime=minutes_for(60),
             params:
                 training=training_params(_e),
                 members=_members,
@@ -110,8 +113,9 @@ else:
                 conda:
                     "../../envs/core.yaml"
                 resources:
-                    mem_mb=resources_for(4000),
-                    runtime=resources_for(60),
+                    **gpus(1),
+                    mem_mb=memory_for(4000),
+                    runtime=minutes_for(60),
                 params:
                     scoring=scoring_params(_e),
                     members=_members,

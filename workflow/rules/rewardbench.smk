@@ -21,8 +21,11 @@ if STUDY.process_per == "model":
         conda:
             "../../envs/core.yaml"
         resources:
-            mem_mb=resources_for(32000),
-            runtime=resources_for(240),
+            **gpus(1),
+            mem_mb=memory_for(32000),
+            runtime=minutes_for(
+                60, "evaluations/reward/{experiment}/{truncation}/seed{seed}/{benchmark}.parquet"
+            ),
         params:
             scoring=lambda w: scoring_params(w.experiment),
             rows=lambda w: STUDY.benchmarks[w.benchmark].rows,
@@ -52,8 +55,9 @@ else:
                 conda:
                     "../../envs/core.yaml"
                 resources:
-                    mem_mb=resources_for(4000),
-                    runtime=resources_for(60),
+                    **gpus(1),
+                    mem_mb=memory_for(4000),
+                    runtime=minutes_for(60),
                 params:
                     scoring=scoring_params(_e),
                     rows=STUDY.benchmarks[_b].rows,

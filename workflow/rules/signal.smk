@@ -21,8 +21,8 @@ rule run_probe:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=resources_for(8000),
-        runtime=resources_for(120),
+        mem_mb=memory_for(8000),
+        runtime=minutes_for(120),
     params:
         probe=lambda w: plain(STUDY.probes[w.probe]),
         statistics=plain(STUDY.statistics),
@@ -75,8 +75,9 @@ rule score_base_logprobs:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=resources_for(48000),
-        runtime=resources_for(720),
+        **gpus(1),
+        mem_mb=memory_for(48000),
+        runtime=minutes_for(60, "logprobs/base/{model}/{dataset}.parquet"),
     params:
         scoring=lambda w: logprob_params(w.dataset, w.model, base_part(w.dataset)),
     script:
@@ -98,8 +99,9 @@ rule score_dpo_logprobs:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=resources_for(48000),
-        runtime=resources_for(720),
+        **gpus(1),
+        mem_mb=memory_for(48000),
+        runtime=minutes_for(60, "logprobs/dpo/{experiment}/{truncation}/seed{seed}/{dataset}.parquet"),
     params:
         scoring=lambda w: logprob_params(
             w.dataset, STUDY.dpo[w.experiment].model, policy_part(w.experiment, w.dataset)
@@ -144,8 +146,8 @@ rule gather_position:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=resources_for(16000),
-        runtime=resources_for(120),
+        mem_mb=memory_for(16000),
+        runtime=minutes_for(120),
     params:
         part=lambda w: STUDY.implicit_rewards[w.implicit].part,
         positions=lambda w: STUDY.implicit_rewards[w.implicit].positions,
@@ -172,8 +174,9 @@ rule compare_ranks:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=resources_for(64000),
-        runtime=resources_for(120),
+        **gpus(1),
+        mem_mb=memory_for(64000),
+        runtime=minutes_for(120),
     params:
         part=lambda w: STUDY.implicit_rewards[w.implicit].part,
         pairs=lambda w: STUDY.implicit_rewards[w.implicit].rank_pairs,
@@ -199,8 +202,8 @@ rule choose_examples:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=resources_for(16000),
-        runtime=resources_for(30),
+        mem_mb=memory_for(16000),
+        runtime=minutes_for(30),
     params:
         part=lambda w: STUDY.implicit_rewards[w.implicit].part,
     script:

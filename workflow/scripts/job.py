@@ -52,14 +52,17 @@ def job(snakemake: Any) -> Iterator[None]:
     path = Path(snakemake.log[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     from shallow_signals.files import InputError
+    from shallow_signals.gpu_claim import claim_gpus
 
     with path.open("w", encoding="utf-8", buffering=1) as log:
         slurm = os.environ.get("SLURM_JOB_ID")
         where = f"host {platform.node()}" + (f", SLURM job {slurm}" if slurm else "")
-        devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-        print(f"{name}: {where}, process {os.getpid()}, threads {snakemake.threads}, devices {devices}", file=log)
+        print(f"{name}: {where}, process {os.getpid()}, threads {snakemake.threads}", file=log)
         sys.stdout = sys.stderr = LogStream(log, terminal, name)  # type: ignore[assignment]
         try:
+            if gpus := snakemake.resources.get("gpu", 0):
+                claimed = claim_gpus(gpus // snakemake.resources.get("nodes", 1))
+                print(f"devices {','.join(claimed)}")
             yield
         except InputError as error:
             print(f"error: {error}", file=log)
