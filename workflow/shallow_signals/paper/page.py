@@ -26,11 +26,14 @@ TABLES: tuple[tuple[str, str, Reading], ...] = (
     ("table2", "Table 2: reward models by aspect", readings.heldout),
     ("table3", "Table 3: win rates of DPO policies", readings.win_rates),
     ("table4", "Table 4: reward models of text that people wrote", readings.benchmark),
+    ("dominance", "Length control and KL threshold against mixing", readings.dominance),
     ("controls", "Reward models and their controls on held-out pairs", readings.controls),
 )
 FIGURES: tuple[tuple[str, str, Reading | None], ...] = (
     ("figure1", "Figure 1: two pairs, chosen by rule", readings.examples),
     ("figure2", "Figure 2: implicit rewards by the part of a response that is read", readings.implicit),
+    ("figure3", "Figure 3: KL between policy and reference by position", readings.kl),
+    ("figure4", "Figure 4: reward against KL", None),
     ("figure5", "Figure 5: the same on other text", readings.implicit),
     ("position", "The signal by position", readings.position),
     ("reward_by_cut", "Reward models read at every cut", None),

@@ -142,6 +142,28 @@ def position(frame: pd.DataFrame) -> Iterator[str]:
         yield text + f"Rank above 3: {_score(whole)} of the tokens, {_score(last)} in the last quarter."
 
 
+def kl(frame: pd.DataFrame) -> Iterator[str]:
+    """Figure 3: the KL in the first and in the last third of the policy's own samples."""
+    for label, part in _groups(frame, "label"):
+        own = part[part["text"] == "own"]
+        thirds = {axis: own[own["axis"] == axis] for axis in ("first_third", "last_third", "difference")}
+        if any(rows.empty for rows in thirds.values()):
+            continue
+        first, last, gap = (rows.iloc[0] for rows in thirds.values())
+        yield (
+            f"**{label}** ({first['n']:,} samples): {_nats(first)} nats a token in the first third of a response, "
+            f"{_nats(last)} in the last; difference {_nats(gap, '+')}."
+        )
+
+
+def dominance(frame: pd.DataFrame) -> Iterator[str]:
+    """Figure 4: how many points of the controls lie above or below the mixing baseline at the same KL."""
+    for group, part in _groups(frame, "group"):
+        said = part["row"].str.split(": ").str[-1].value_counts()
+        counts = ", ".join(f"{said.get(word, 0)} {word}" for word in ("above", "below", "undecided", "outside"))
+        yield f"**{group}**: of {len(part)} points of length control and KL threshold, {counts} the mixing baseline."
+
+
 def probe(frame: pd.DataFrame) -> Iterator[str]:
     """The probe on whole responses, on first and last halves, and on lengths alone."""
     for split, part in _groups(frame, "split"):
@@ -164,6 +186,10 @@ def _first(frame: pd.DataFrame, **wanted: Any) -> Any:
     for column, value in wanted.items():
         frame = frame[frame[column] == value]
     return frame.iloc[0]
+
+
+def _nats(row: Any, sign: str = "") -> str:
+    return f"{row['kl']:{sign}.3f} [{row['low']:{sign}.3f}, {row['high']:{sign}.3f}]"
 
 
 def _score(row: Any) -> str:
