@@ -49,13 +49,13 @@ def decoded_file(name, run):
 
 
 def effective_mixing(name):
-    """The coefficient a that each policy trained again stands for: beta of the policy over its own."""
+    """For each policy trained again the coefficient a that it stands for: beta of the policy over its own."""
     spec = STUDY.decoding[name]
 
     def beta(experiment):
         return STUDY.dpo_recipes[STUDY.dpo[experiment].recipe].beta
 
-    return [round(beta(spec.policy) / beta(e), 6) for e in spec.retrained]
+    return {e: round(beta(spec.policy) / beta(e), 6) for e in spec.retrained}
 
 
 def tradeoff_rows():
@@ -68,7 +68,7 @@ def tradeoff_rows():
                 "label": decoding_label(name),
                 "runs": [decoded_file(name, run) for run in runs],
                 "rewards": [results(f"decoding/{name}/rewards/{run}.parquet") for run in runs],
-                "effective": effective_mixing(name),
+                "retrained": effective_mixing(name),
             }
         )
     return rows

@@ -8,19 +8,21 @@ with job(snakemake):
     import pandas as pd
 
     from shallow_signals.config.statistics import Statistics
-    from shallow_signals.evaluation.tradeoff import against_mixing, points, read_run
+    from shallow_signals.evaluation.dominance import against_mixing, retrained_against_mixing
+    from shallow_signals.evaluation.tradeoff import points, read_run
     from shallow_signals.files import write_text
-    from shallow_signals.paper.render import write_table
-    from shallow_signals.paper.tradeoff_figure import dominance_table, point_row
+    from shallow_signals.paper.dominance_table import write_dominance
+    from shallow_signals.paper.tradeoff_figure import point_row
 
     settings = Statistics.model_validate(snakemake.params.statistics)
     rows, found = [], {}
     for row in snakemake.params.rows:
-        runs = [read_run(*map(Path, pair)) for pair in zip(row["runs"], row["rewards"], strict=True)]
-        for point in points(runs[0], settings):
+        run, *others = (read_run(*map(Path, pair)) for pair in zip(row["runs"], row["rewards"], strict=True))
+        for point in points(run, settings):
             rows.append(point_row(row["label"], point.strategy.kind, point.strategy.parameter, point))
-        for again, effective in zip(runs[1:], row["effective"], strict=True):
-            rows.append(point_row(row["label"], "retrained", effective, points(again, settings)[0]))
-        found[row["label"]] = against_mixing(runs[0], settings)
+        found[row["label"]] = against_mixing(run, settings)
+        for (experiment, a), again in zip(row["retrained"].items(), others, strict=True):
+            rows.append(point_row(row["label"], "retrained", a, points(again, settings)[0]))
+            found[row["label"]] += retrained_against_mixing(experiment, a, run, again, settings)
     write_text(Path(snakemake.output.csv), pd.DataFrame(rows).to_csv(index=False))
-    write_table(dominance_table(found, settings), Path(snakemake.output.dominance).with_suffix(""))
+    write_dominance(found, settings, Path(snakemake.output.dominance).with_suffix(""))

@@ -207,8 +207,7 @@ class Study(Closed):
                 _known(f"figures.{figure}", name, self.decoding if decoded else self.implicit_rewards)
                 if figure == "figure4":
                     self._traded_off(f"figures.{figure}", name)
-            if figure not in ("figure3", "figure4"):
-                self._told_apart(f"figures.{figure}", names)
+            self._told_apart(f"figures.{figure}", names, figure in ("figure3", "figure4"))
         for name in self.probe:
             _known("probe", name, self.probes)
         return self
@@ -225,9 +224,13 @@ class Study(Closed):
         _known(f"{where}.dataset", implicit.dataset, self.datasets)
         self._policy(where, implicit)
 
-    def _told_apart(self, where: str, names: list[str]) -> None:
-        rewards = [self.implicit_rewards[name] for name in names]
-        labels = [reward.label or self.datasets[reward.dataset].label for reward in rewards]
+    def _told_apart(self, where: str, names: list[str], decoded: bool) -> None:
+        if decoded:
+            decodings = [self.decoding[name] for name in names]
+            labels = [each.label or self.instructions[each.instructions].label for each in decodings]
+        else:
+            rewards = [self.implicit_rewards[name] for name in names]
+            labels = [reward.label or self.datasets[reward.dataset].label for reward in rewards]
         for name, label in zip(names, labels, strict=True):
             if labels.count(label) > 1:
                 raise ValueError(f"{where}: '{name}' and another are both called '{label}'; give it a label of its own")
@@ -252,8 +255,22 @@ class Study(Closed):
         _known(f"{where}.reward", decoding.reward, [j for j, judge in self.judges.items() if judge.kind != "api"])
         if decoding.texts is not None:
             _known(f"{where}.texts", decoding.texts, self.datasets)
+            if decoding.prefix >= decoding.max_new_tokens:
+                raise ValueError(f"{where}.prefix: {decoding.prefix} leaves no new token below max_new_tokens")
         for name in decoding.retrained:
             _known(f"{where}.retrained", name, self.dpo)
+            self._retrained(f"{where}.retrained", name, decoding)
+
+    def _retrained(self, where: str, name: str, decoding: Decoding) -> None:
+        """A policy trained at another beta stands for a mixture only if it differs in beta alone."""
+        if decoding.policy not in self.dpo:
+            raise ValueError(f"{where}: the policy '{decoding.policy}' was not trained here, so its beta is unknown")
+        own, other = self.dpo[decoding.policy], self.dpo[name]
+        base = decoding.reference or own.model
+        if (other.dataset, other.model) != (own.dataset, base):
+            raise ValueError(f"{where}: '{name}' is not trained on '{own.dataset}' from '{base}', as the policy is")
+        if "full" not in other.truncations:
+            raise ValueError(f"{where}: '{name}' trains no model on full responses")
 
     def _traded_off(self, where: str, name: str) -> None:
         decoding = self.decoding[name]

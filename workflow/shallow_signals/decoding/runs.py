@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +18,18 @@ from torch import nn
 from shallow_signals.data.pairs import uniform_hash
 from shallow_signals.decoding import strategies
 from shallow_signals.decoding.kl import continuations
+from shallow_signals.decoding.pair import pair_models
 from shallow_signals.decoding.records import GENERATIONS, Generation, to_table
 from shallow_signals.decoding.sampler import generate
 from shallow_signals.decoding.strategies import Fallback, Strategy
-from shallow_signals.decoding.texts import Text, text_kl
+from shallow_signals.decoding.texts import text_kl
 from shallow_signals.files import InputError, read_parquet, write_parquet
 from shallow_signals.models.load import load_causal_lm, load_tokenizer, pick_compute_dtype, pick_device
 from shallow_signals.models.templates import Bos, end_ids, prompt_ids, prompt_text, read_template
+from shallow_signals.provenance import content_hash
 
 Compute = Literal["auto", "float32", "bfloat16"]
+ADAPTER = "adapter"  # folder of a policy's adapter, beside its merged weights
 TOKEN_BUDGET = {"cuda": 32768, "cpu": 4096}  # of a batch of given texts, padding included
 RESPONSES = GENERATIONS.append(pa.field("text", pa.string()))
 TEXTS = pa.schema(
@@ -46,21 +51,40 @@ class Models:
     tokenizers: tuple[Any, Any]
     ends: Sequence[int]
     compute: str
+    max_positions: int | None  # that both can read
 
 
 def load_models(policy: Path, reference: Path, compute: Compute) -> Models:
-    """Load two checkpoints. A policy that was trained as an adapter on the reference shares its weights."""
+    """Load two checkpoints; different vocabularies are an `InputError`.
+
+    A policy that was trained as an adapter on this very reference (its training.json tells by content) is loaded as
+    one: its weights and the reference's are the same memory.
+    """
     device, dtype = pick_device(), pick_compute_dtype(compute)
     tokenizers = load_tokenizer(policy), load_tokenizer(reference)
     ends = end_ids(policy, tokenizers[0], read_template(tokenizers[0], "auto"))
-    named = str(dtype).removeprefix("torch.")
-    base = load_causal_lm(reference, dtype, device=device)
-    if (policy / "adapter").is_dir():
+    base: nn.Module = load_causal_lm(reference, dtype, device=device)
+    shared = _is_adapter_on(policy, reference)
+    tuned: nn.Module
+    if shared:
         from peft import PeftModel
 
-        tuned = PeftModel.from_pretrained(base, policy / "adapter").to(device, dtype).eval()
-        return Models(tuned, None, tokenizers, ends, named)
-    return Models(load_causal_lm(policy, dtype, device=device), base, tokenizers, ends, named)
+        tuned = PeftModel.from_pretrained(base, str(policy / ADAPTER)).to(device, dtype).eval()
+    else:
+        tuned = load_causal_lm(policy, dtype, device=device)
+    other = None if shared else base
+    positions = pair_models(tuned, other, tokenizers).max_positions
+    return Models(tuned, other, tokenizers, ends, str(dtype).removeprefix("torch."), positions)
+
+
+def _is_adapter_on(policy: Path, reference: Path) -> bool:
+    if not (policy / ADAPTER).is_dir():
+        return False
+    try:
+        record = json.loads((policy / "training.json").read_text(encoding="utf-8"))
+        return bool(record["inputs"]["base"] == content_hash(reference))
+    except (OSError, ValueError, KeyError):
+        return False  # where it came from isn't told: its merged weights are as good
 
 
 def sweep(
@@ -119,6 +143,7 @@ def decode(
         progress=True,
     )
     write_parquet(out, to_table(made).append_column("text", pa.array(_texts(models.tokenizers[0], made), pa.string())))
+    _drop_states(out)
     return {
         "responses": len(made),
         "cut_off": sum(not generation.ended for generation in made),
@@ -145,28 +170,40 @@ def read_texts(
 ) -> dict[str, Any]:
     """KL by position on responses that neither model wrote, and where the policy goes on from their beginnings.
 
-    Of `rows` held-out pairs of a tokens file, chosen by hash: the chosen and the rejected response, and the policy's
-    continuation of the first `prefix` tokens of the chosen one. Writes the schema `TEXTS`.
+    Of `rows` held-out pairs of a tokens file, chosen by hash: the chosen and the rejected response with the end of its
+    turn, and the policy's continuation of the first `prefix` tokens of the chosen one. All stop after `max_new_tokens`
+    tokens of the response, as the policy's own samples do. Writes the schema `TEXTS`; the facts count pairs left out
+    because the models have no room for prompt and response. `InputError` where no held-out pair is left.
     """
     models = load_models(policy, reference, compute)
     table = read_parquet(tokens, ["pair_id", "split", "prompt_id", "prompt_ids", "chosen_ids", "rejected_ids"])
-    pairs = table.filter(pc.equal(table["split"], "test")).to_pylist()
+    held_out = table.filter(pc.equal(table["split"], "test"))
+    lengths = pc.list_value_length(held_out["prompt_ids"]).to_numpy()
+    fits = lengths + max_new_tokens <= (models.max_positions or float("inf"))
+    pairs = held_out.filter(pa.array(fits)).to_pylist()
     if not pairs:
-        raise InputError(f"{tokens}: holds no held-out pairs; give the data set a test split or set `holdout`")
+        raise InputError(
+            f"{tokens}: holds no held-out pairs that the models have room for ({held_out.num_rows} held-out pairs); "
+            "give the data set a test split or set `holdout`"
+        )
     chosen = heapq.nsmallest(rows, pairs, key=lambda pair: uniform_hash("texts", pair["pair_id"]))
-    texts: list[Text] = [(pair["prompt_ids"], [pair["chosen_ids"], pair["rejected_ids"]]) for pair in chosen]
+    sides = [
+        [[*pair[side], models.ends[0]][:max_new_tokens] for side in ("chosen_ids", "rejected_ids")] for pair in chosen
+    ]
+    prompts = [pair["prompt_ids"] for pair in chosen]
     budget = TOKEN_BUDGET[pick_device().type]
+    read = text_kl(models.policy, models.reference, list(zip(prompts, sides, strict=True)), token_budget=budget)
     found: list[dict[str, Any]] = []
-    for pair, read in zip(chosen, text_kl(models.policy, models.reference, texts, token_budget=budget), strict=True):
-        for name, response in zip(("chosen", "rejected"), read, strict=True):
+    for pair, responses in zip(chosen, read, strict=True):
+        for name, response in zip(("chosen", "rejected"), responses, strict=True):
             found.append({"text": name, "prompt_id": pair["prompt_id"], "start": 0, "kl": response.kl})
-    prompts, kept = continuations([t[0] for t in texts], [t[1][0] for t in texts], prefix)
+    begun, kept = continuations(prompts, [pair["chosen_ids"] for pair in chosen], prefix)
     made = generate(
         models.policy,
         models.reference,
-        prompts,
+        begun,
         [strategies.policy()],
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=max_new_tokens - prefix,
         end_ids=models.ends,
         seed=seed,
         batch_size=batch,
@@ -178,7 +215,20 @@ def read_texts(
         kl = generation.kl_policy_reference
         found.append({"text": "continued", "prompt_id": chosen[i]["prompt_id"], "start": prefix, "kl": kl})
     write_parquet(out, pa.Table.from_pylist(found, schema=TEXTS))
-    return {"pairs": len(chosen), "continued": len(kept), "too_short": len(chosen) - len(kept)}
+    _drop_states(out)
+    return {
+        "pairs": len(chosen),
+        "left_out_without_room": int((~fits).sum()),
+        "continued": len(kept),
+        "too_short_to_continue": len(chosen) - len(kept),
+        "shared_weights": models.reference is None,
+    }
+
+
+def _drop_states(out: Path) -> None:
+    """Remove the finished batches that `out` now holds, and those of runs with other parameters that it replaces."""
+    for state in out.parent.glob(f".{out.name}.state-*"):
+        shutil.rmtree(state, ignore_errors=True)
 
 
 def _prompts(tokenizer: Any, bos: Bos, prompts: Sequence[Any]) -> list[list[int]]:

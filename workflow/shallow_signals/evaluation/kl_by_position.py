@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from shallow_signals.config.statistics import Statistics
@@ -31,20 +33,19 @@ class Curve:
 def own_samples(responses: Path) -> Curve:
     """The responses that the policy alone made in a decoding run; `InputError` where it made none."""
     table = read_parquet(responses, ["prompt_id", "strategy", "kl_policy_reference"])
-    rows = [row for row in table.to_pylist() if row["strategy"] == "policy"]
-    if not rows:
+    table = table.filter(pc.equal(table["strategy"], "policy"))
+    if not table.num_rows:
         raise InputError(f"{responses}: holds no samples of the policy; decode with it")
-    return Curve([np.array(row["kl_policy_reference"], np.float32) for row in rows], [r["prompt_id"] for r in rows])
+    return Curve(_lists(table["kl_policy_reference"]), table["prompt_id"].to_pylist())
 
 
 def given_texts(texts: Path) -> dict[str, Curve]:
     """The curves of a file of the schema `decoding.runs.TEXTS`, by kind of text."""
-    rows = read_parquet(texts, ["text", "prompt_id", "start", "kl"]).to_pylist()
+    table = read_parquet(texts, ["text", "prompt_id", "start", "kl"])
     found = {}
-    for name in dict.fromkeys(row["text"] for row in rows):
-        own = [row for row in rows if row["text"] == name]
-        kls = [np.array(row["kl"], np.float32) for row in own]
-        found[name] = Curve(kls, [row["prompt_id"] for row in own], own[0]["start"])
+    for name in dict.fromkeys(table["text"].to_pylist()):
+        own = table.filter(pc.equal(table["text"], name))
+        found[name] = Curve(_lists(own["kl"]), own["prompt_id"].to_pylist(), own["start"][0].as_py())
     return found
 
 
@@ -73,6 +74,12 @@ def position_rows(name: str, curve: Curve, settings: Statistics) -> Iterator[dic
             ("difference", thirds[0] - thirds[1]),
         ):
             yield _row(name, axis, np.nan, cluster_bootstrap_mean(values, groups[long], settings), len(long))
+
+
+def _lists(column: pa.ChunkedArray) -> list[NDArray[np.float32]]:
+    whole = column.combine_chunks()
+    ends = np.cumsum(whole.value_lengths().to_numpy(zero_copy_only=False))
+    return np.split(whole.flatten().to_numpy(zero_copy_only=False), ends[:-1])
 
 
 def _third(kl: Sequence[float] | NDArray[np.float32], end: str) -> float:

@@ -1,4 +1,4 @@
-"""Figure 4: reward against KL for the mixing baseline and both controls, and the table of who beats whom."""
+"""Figure 4: reward against KL for the mixing baseline and both controls."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from shallow_signals.config.statistics import Statistics
-from shallow_signals.evaluation.tradeoff import Against, Point
+from shallow_signals.evaluation.tradeoff import Point
 from shallow_signals.files import InputError
-from shallow_signals.paper.layout import Cell, Row, Table
 from shallow_signals.paper.style import GREY, PAGE, figure, save
 
 COLUMNS = ["label", "kind", "name", "parameter", "kl", "kl_low", "kl_high", "kl_sampled", "kl_sampled_low"]
-COLUMNS += ["kl_sampled_high", "reward", "reward_low", "reward_high", "tokens", "n"]
+COLUMNS += ["kl_sampled_high", "reward", "reward_low", "reward_high", "tokens", "ended", "n"]
 # Colours and markers are the paper's: blue dots, red triangles, green squares.
 LOOKS = {
     "mixing": ("#0072B2", "o", "mixing (a)"),
@@ -33,28 +31,7 @@ def point_row(label: str, kind: str, parameter: float, point: Point) -> dict[str
     for name in ("kl", "kl_sampled", "reward"):
         estimate = getattr(point, name)
         facts |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    return {**facts, "tokens": point.tokens, "n": point.reward.n}
-
-
-def dominance_table(found: dict[str, list[Against]], settings: Statistics) -> Table:
-    """Rows of both controls by decoding run: reward minus the baseline's at the same KL."""
-    rows = [
-        Row(label, f"{against.strategy.name}: {against.verdict}", (_cell(against),))
-        for label, all_of_them in found.items()
-        for against in all_of_them
-    ]
-    notes = (
-        f"Brackets: {settings.confidence:.0%} interval over prompts; both sides answer the same prompts.",
-        "above, below: the whole interval is. outside: the baseline does not reach this KL.",
-    )
-    caption = "Reward of length control and of the KL threshold, minus that of mixing at the same KL."
-    return Table(
-        "dominance", caption, ("Decoding", "Strategy: verdict"), (("gap", "reward minus baseline"),), tuple(rows), notes
-    )
-
-
-def _cell(against: Against) -> Cell:
-    return Cell(note="the baseline does not reach this KL") if against.difference is None else Cell(against.difference)
+    return {**facts, "tokens": point.tokens, "ended": point.ended, "n": point.reward.n}
 
 
 def draw_tradeoff(table: Path, outputs: Sequence[Path]) -> None:
