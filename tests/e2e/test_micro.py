@@ -9,10 +9,13 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from shallow_signals.config.sources import PlantedSource
+from shallow_signals.data.planted import true_reward
 from shallow_signals.models.logprob_files import read_logprobs
 from workflow_copy import Workflow, copy_workflow
 
@@ -27,7 +30,8 @@ def test_every_table_and_figure_is_there(finished: Workflow) -> None:
         assert len(cells)
         assert cells["n"].notna().all()
         assert "\\toprule" in (results / f"tables/{table}.tex").read_text()
-    figures = [f"figures/{name}" for name in ("reward_by_cut", "figure1", "figure2", "figure5", "position")]
+    names = ("reward_by_cut", "figure1", "figure2", "figure3", "figure4", "figure5", "position")
+    figures = [f"figures/{name}" for name in names]
     for picture in (*figures, "probe/one"):
         assert (results / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
         assert (results / f"{picture}.pdf").read_bytes().startswith(b"%PDF")
@@ -105,6 +109,40 @@ def test_halves_of_the_pairs_pick_tokens_for_each_other(finished: Workflow) -> N
     curve = pd.read_csv(results / "signal/one.csv")
     assert set(curve[curve["curve"] == "topshare"]["x"]) == set(curve[curve["curve"] == "random"]["x"]) == {25, 50}
     assert set(curve[curve["curve"] == "topshare"]["n"]) == {40}
+
+
+def test_figure_4_is_a_recount_of_the_responses(finished: Workflow) -> None:
+    """KL and reward of every strategy from the raw files; the reward by reading the text again."""
+    results = finished.folder / "results/micro"
+    source = PlantedSource(profile="front", pairs=64, test_pairs=40, seed=1, persistence=0.7)
+    figure = pd.read_csv(results / "figures/figure4.csv")
+    files = {"": "responses", "retrained": "retrained/again"}
+    for kind, file in files.items():
+        made = pd.read_parquet(results / f"decoding/one/{file}.parquet")
+        for name, rows in made.groupby("strategy"):
+            point = figure[(figure["name"] == name) & ((figure["kind"] == "retrained") == bool(kind))].iloc[0]
+            assert point["n"] == len(rows) == 8
+            assert point["kl"] == pytest.approx(rows["kl_sampling_reference"].map(sum).mean(), rel=1e-5)
+            assert point["kl_sampled"] == pytest.approx(rows["log_ratio"].map(sum).mean(), rel=1e-4, abs=1e-5)
+            assert point["reward"] == pytest.approx(np.mean([true_reward(t, source) for t in rows["text"]]), abs=1e-9)
+    assert set(figure["kind"]) == {"reference", "policy", "mixing", "length", "threshold", "retrained"}
+    assert figure[figure["kind"] == "retrained"]["parameter"].tolist() == [0.5]  # beta 0.1 against 0.2
+    dominance = pd.read_csv(results / "tables/dominance.csv")
+    assert dominance["strategy"].tolist() == ["length2", "threshold0.01", "again", "again", "again"]
+    assert "\\toprule" in (results / "tables/dominance.tex").read_text()
+
+
+def test_figure_3_shows_three_kinds_of_text(finished: Workflow) -> None:
+    results = finished.folder / "results/micro"
+    figure = pd.read_csv(results / "figures/figure3.csv")
+    first = figure[figure["axis"] == "position"].groupby("text")["position"].min()
+    assert first.to_dict() == {"own": 1, "chosen": 1, "rejected": 1, "continued": 3}
+    own = figure[(figure["text"] == "own") & (figure["axis"] == "position")].set_index("position")
+    made = pd.read_parquet(results / "decoding/one/responses.parquet")
+    kls = made[made["strategy"] == "policy"]["kl_policy_reference"]
+    for position, row in own.iterrows():
+        alive = [kl[int(position) - 1] for kl in kls if len(kl) >= position]
+        assert (row["live"], row["kl"]) == (len(alive), pytest.approx(np.mean(alive), rel=1e-5))
 
 
 def test_dpo_starts_at_ln_2(finished: Workflow) -> None:

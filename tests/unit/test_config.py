@@ -79,6 +79,35 @@ def test_a_wrong_key_is_named_with_its_value_and_what_is_allowed(
         assert word in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("decoding", "planted_skywork", "reward"), "truht", ["decoding.planted_skywork.reward", "truht", "truth"]),
+        (("decoding", "planted_skywork", "fallback"), "policy", ["fallback", "'policy'", "'reference' or 'mixture'"]),
+        (("decoding", "planted_skywork", "mixing"), [0.5, 0], ["decoding.planted_skywork.mixing.1", "greater than 0"]),
+        (("decoding", "planted_skywork", "mixing"), [], ["figures.figure4", "planted_skywork", "`mixing`"]),
+        (("decoding", "planted_skywork", "prefix"), 80, ["decoding.planted_skywork.prefix", "80", "max_new_tokens"]),
+        (("decoding", "planted_skywork", "retrained"), ["planted_shp"], ["retrained", "'planted_shp'", "'tiny'"]),
+        (
+            ("decoding", "planted_skywork", "policy"),
+            "llama3_sft",
+            ["decoding.planted_skywork", "reference", "required"],
+        ),
+        (("decoding", "planted_front", "label"), "Planted Skywork", ["figures.figure3", "both called"]),
+    ],
+)
+def test_a_decoding_that_can_not_be_run_is_refused(path: tuple[str, ...], value: object, words: list[str]) -> None:
+    config = read("config.yaml", "config/demo.yaml")
+    node = config
+    for part in path[:-1]:
+        node = node[part]
+    node[path[-1]] = value
+    with pytest.raises(ConfigError) as error:
+        load_study(config)
+    for word in words:
+        assert word in str(error.value)
+
+
 def test_missing_key_is_named() -> None:
     config = read("config.yaml")
     del config["datasets"]["shp"]["source"]["converter"]

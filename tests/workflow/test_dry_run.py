@@ -29,7 +29,11 @@ def test_profile_plans(workflow: Workflow, profile: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["table1", "table2", "table3", "table4", "tables", "probe", "figure1", "figure2", "figure5", "position"]
+    "target",
+    [
+        *("table1", "table2", "table3", "table4", "tables", "dominance", "probe"),
+        *("figure1", "figure2", "figure3", "figure4", "figure5", "position"),
+    ],
 )
 def test_named_targets(workflow: Workflow, target: str) -> None:
     assert workflow.planned("--configfile", "micro.yaml", "--", target)
@@ -44,6 +48,19 @@ def test_table_3_in_every_configuration(workflow: Workflow) -> None:
     apart = workflow.planned("--configfile", "micro.yaml", "--config", "process_per=model", "--", "table3")
     assert apart["generate_outputs"] == 5
     assert "judge_outputs_skywork" not in workflow.planned("--configfile", "config/small.yaml", "--", "all")
+
+
+def test_figures_3_and_4_in_every_configuration(workflow: Workflow) -> None:
+    """One decoding run an instruction set; policies trained again only where they are asked for."""
+    paper = workflow.planned("figure3", "figure4", "dominance")
+    assert (paper["decode"], paper["read_texts"], paper["score_decoded"]) == (2, 1, 2)
+    assert paper["provide_model"] == 3  # policy, reference, reward model
+    assert "decode_retrained" not in paper and "train_dpo" not in paper
+    demo = workflow.planned("--configfile", "config/demo.yaml", "--", "figure3", "figure4", "dominance")
+    assert (demo["decode"], demo["decode_retrained"], demo["read_texts"], demo["score_decoded"]) == (3, 2, 1, 3)
+    apart = workflow.planned("--configfile", "micro.yaml", "--config", "process_per=model", "--", "figure4")
+    assert (apart["decode"], apart["decode_retrained"], apart["train_dpo"]) == (1, 1, 2)
+    assert "decode" not in workflow.planned("--configfile", "config/small.yaml", "--", "all")
 
 
 def test_a_missing_key_is_refused_before_any_job(workflow: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:

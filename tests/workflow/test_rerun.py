@@ -47,6 +47,7 @@ def test_touching_code_and_data_runs_nothing(copy: Workflow) -> None:
         ("signal/probe.py", {"run_probe"}),
         ("data/hub.py", {"ingest_dataset", "prepare_instructions"}),
         ("evaluation/judging.py", {"judge_outputs_one"}),
+        ("paper/tradeoff_figure.py", {"gather_tradeoff", "draw_tradeoff"}),
         ("training/dpo.py", {"train_dpo_one"}),
     ],
 )
@@ -71,6 +72,7 @@ def test_edited_data_set_runs_its_branch_only(copy: Workflow) -> None:
 def test_deleted_figure_is_only_drawn_again(copy: Workflow) -> None:
     drawn = {"probe/one.png": "draw_probe", "figures/figure2.png": "draw_implicit_rewards"}
     drawn |= {"figures/figure1.pdf": "draw_examples", "figures/position.png": "draw_position"}
+    drawn |= {"figures/figure3.png": "draw_kl", "figures/figure4.pdf": "draw_tradeoff"}
     for number, path in enumerate(drawn, start=1):
         (copy.folder / "results/micro" / path).unlink()
         assert copy.planned(*CONFIG, "--", "all") == dict.fromkeys(list(drawn.values())[:number], 1)

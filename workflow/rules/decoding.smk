@@ -159,7 +159,10 @@ rule gather_tradeoff:
         responses=[path for row in tradeoff_rows() for path in row["runs"]],
         rewards=[path for row in tradeoff_rows() for path in row["rewards"]],
         code=code(
-            "evaluation.dominance", "paper.tradeoff_figure", "paper.dominance_table", script="gather_tradeoff"
+            "evaluation.dominance",
+            "paper.tradeoff_figure",
+            "paper.dominance_table",
+            script="gather_tradeoff",
         ),
     output:
         csv=results("figures/figure4.csv"),
