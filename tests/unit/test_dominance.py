@@ -19,6 +19,7 @@ from shallow_signals.evaluation.dominance import AT_THIS_KL, Against, against_mi
 from shallow_signals.evaluation.statistics import Estimate
 from shallow_signals.evaluation.tradeoff import Run, beside, points, read_run
 from shallow_signals.files import InputError, write_parquet
+from shallow_signals.paper import readings
 from shallow_signals.paper.dominance_table import COLUMNS, write_dominance
 
 SETTINGS = Statistics(resamples=400)
@@ -189,12 +190,17 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
 
 def test_the_table_holds_every_comparison(tmp_path: Path) -> None:
     found = against_mixing(constructed([(length_control(8), 2.0, 0.3), (kl_threshold(0.0), 20.0, 1.0)]), SETTINGS)
-    found.append(Against("b_x", "policy", "KL", 1.0, 1.0, 2.0, Estimate(-1.0, -2.0, -0.5, 9, 9, "a"), "below"))
+    found.append(
+        Against("retrained", "b_x", "policy", "KL", 1.0, 1.0, 2.0, Estimate(-1.0, -2.0, -0.5, 9, 9, "a"), "below")
+    )
     write_dominance({"A & B": found}, SETTINGS, tmp_path / "dominance")
     frame = pd.read_csv(tmp_path / "dominance.csv")
     assert frame.columns.tolist() == COLUMNS
     assert frame["verdict"].tolist() == ["above", "outside", "below"]
     assert frame["prompts"].tolist()[0] == 200
+    said = " ".join(readings.dominance(frame))
+    assert "of 2 points of length control and KL threshold, 1 above, 0 below, 0 undecided, 1 outside" in said
+    assert "`b_x`, trained again, minus policy: KL -1.000 [-2.000, -0.500]." in said
     text = (tmp_path / "dominance.md").read_text()
     assert "| A & B | length8 |" in text and "1 above, 1 outside" in text
     latex = (tmp_path / "dominance.tex").read_text()

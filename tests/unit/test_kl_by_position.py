@@ -10,7 +10,7 @@ import pytest
 
 from shallow_signals.config.statistics import Statistics
 from shallow_signals.decoding.records import Generation, to_table
-from shallow_signals.evaluation.kl_by_position import BLOCKS, COLUMNS, Curve, own_samples, position_rows
+from shallow_signals.evaluation.kl_by_position import COARSE, COLUMNS, FINE, Curve, kl_rows, own_samples
 from shallow_signals.evaluation.kl_check import check_kl
 from shallow_signals.files import InputError, write_parquet
 from shallow_signals.paper.kl_figure import draw_kl
@@ -27,7 +27,7 @@ def curve(level: list[float], texts: int = 100, seed: int = 0, start: int = 0) -
 
 
 def frame(found: Curve, text: str = "own") -> pd.DataFrame:
-    return pd.DataFrame(position_rows(text, found, SETTINGS), columns=COLUMNS)
+    return pd.DataFrame(kl_rows({text: found}, SETTINGS), columns=COLUMNS)
 
 
 def test_each_position_is_the_mean_of_the_texts_that_reach_it() -> None:
@@ -59,13 +59,32 @@ def test_thirds_are_each_texts_own_and_paired() -> None:
 
 
 def test_long_texts_are_shown_by_blocks() -> None:
-    found = Curve([np.arange(512, dtype=np.float32)] * 3, ["a", "b", "c"])
-    rows = frame(found)
-    rows = rows[rows["axis"] == "position"]
-    assert len(rows) == BLOCKS
-    np.testing.assert_allclose(rows["kl"] + 1, rows["position"])  # the KL at token t is t - 1
+    rows = frame(Curve([np.arange(512, dtype=np.float32)] * 3, ["a", "b", "c"]))
+    fine, coarse = (rows[rows["axis"] == axis] for axis in ("position", "block"))
+    assert (len(fine), len(coarse)) == (FINE, COARSE)
+    np.testing.assert_allclose(fine["kl"] + 1, fine["position"])  # the KL at token t is t - 1
+    np.testing.assert_allclose(coarse["kl"][:-1] + 1, coarse["position"][:-1])
     shorter = frame(Curve([np.ones(2, np.float32)] * 3, ["a", "b", "c"]))
-    assert set(shorter["axis"]) == {"position"}  # two tokens have no thirds
+    assert set(shorter["axis"]) == {"position", "block"}  # two tokens have no thirds
+
+
+def test_blocks_begin_at_the_same_tokens_for_all_texts() -> None:
+    """A continuation's first token stands at its place in the response, in the same block as other texts' there."""
+    ramp = np.arange(1, 61, dtype=np.float32)
+    curves = {"own": Curve([ramp] * 2, ["a", "b"]), "continued": Curve([ramp[7:]] * 2, ["a", "b"], start=7)}
+    rows = pd.DataFrame(kl_rows(curves, SETTINGS), columns=COLUMNS)
+    own, later = (rows[(rows["text"] == text) & (rows["axis"] == "block")].set_index("position") for text in curves)
+    assert own.index[0] == 3.0 and later.index[0] == 8.0  # of five tokens each; tokens 8 to 10 of the second
+    assert later.loc[8.0, "kl"] == 9.0 and own.loc[8.0, "kl"] == 8.0
+    pd.testing.assert_series_equal(own["kl"][2:], later["kl"][1:])
+
+
+def test_a_text_counts_in_a_block_by_its_tokens_there() -> None:
+    whole, short = np.ones(60, np.float32), np.ones(51, np.float32)
+    short[50] = 7.0  # one token of the eleventh block of five
+    rows = frame(Curve([whole, short], ["a", "b"]))
+    block = rows[(rows["axis"] == "block") & (rows["position"] == 53.0)].iloc[0]
+    assert (block["kl"], block["live"], block["clusters"]) == (pytest.approx(2.0), 2, 2)  # (5 x 1 + 7) / 6
 
 
 def test_only_the_policys_own_samples_count(tmp_path: Path) -> None:

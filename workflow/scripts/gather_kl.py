@@ -8,7 +8,7 @@ with job(snakemake):
     import pandas as pd
 
     from shallow_signals.config.statistics import Statistics
-    from shallow_signals.evaluation.kl_by_position import OWN, given_texts, own_samples, position_rows
+    from shallow_signals.evaluation.kl_by_position import OWN, given_texts, kl_rows, own_samples
     from shallow_signals.files import write_text
 
     settings = Statistics.model_validate(snakemake.params.statistics)
@@ -16,6 +16,5 @@ with job(snakemake):
     for row in snakemake.params.rows:
         curves = {OWN: own_samples(Path(row["responses"]))}
         curves |= given_texts(Path(row["texts"])) if row["texts"] else {}
-        for name, curve in curves.items():
-            found += [{"label": row["label"], **line} for line in position_rows(name, curve, settings)]
+        found += [{"label": row["label"], **line} for line in kl_rows(curves, settings)]
     write_text(Path(snakemake.output.csv), pd.DataFrame(found).to_csv(index=False))

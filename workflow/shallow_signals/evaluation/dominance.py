@@ -21,12 +21,14 @@ from shallow_signals.files import InputError
 Place = Literal["above", "below", "undecided", "outside"]
 BASELINE = ("reference", "mixing", "policy")  # mixtures with a = 0, a, 1
 AT_THIS_KL = "mixing at this KL"
+_TIE = 1e-9  # strategies that made the same responses differ by rounding only
 
 
 @dataclass(frozen=True)
 class Against:
     """One strategy set against mixing; `difference` is None where mixing does not reach its KL."""
 
+    kind: Literal["control", "retrained"]
     name: str  # of the strategy, or of the policy trained again
     against: str  # `AT_THIS_KL`, or the name of a mixture
     quantity: Literal["reward", "KL"]
@@ -48,7 +50,7 @@ def against_mixing(run: Run, settings: Statistics) -> list[Against]:
     """
     frontier = _Frontier(run, settings)
     return [
-        _at_its_kl(frontier, i, strategy.name)
+        _at_its_kl(frontier, i, "control", strategy.name)
         for i, strategy in enumerate(run.strategies)
         if strategy.kind not in BASELINE
     ]
@@ -62,7 +64,7 @@ def retrained_against_mixing(name: str, a: float, run: Run, again: Run, settings
     """
     both = beside(run, again)
     added = len(run.strategies)
-    yield _at_its_kl(_Frontier(both, settings, len(run.strategies)), added, name)
+    yield _at_its_kl(_Frontier(both, settings, added), added, "retrained", name)
     twin = policy() if a == 1 else mixing(a)
     if twin not in run.strategies:
         return
@@ -71,7 +73,7 @@ def retrained_against_mixing(name: str, a: float, run: Run, again: Run, settings
     for quantity, of in values:
         gap = cluster_bootstrap_mean(of[added] - of[i], both.prompts, settings)
         means = float(of[added].mean()), float(of[i].mean())
-        yield Against(name, twin.name, quantity, float(both.kl[added].mean()), *means, gap, _place(gap))
+        yield Against("retrained", name, twin.name, quantity, float(both.kl[added].mean()), *means, gap, _place(gap))
 
 
 class _Frontier:
@@ -110,13 +112,13 @@ class _Frontier:
         return np.array([r[i] - self.level(k, r, k[i]) for k, r in zip(kl, reward, strict=True)])
 
 
-def _at_its_kl(frontier: _Frontier, i: int, name: str) -> Against:
+def _at_its_kl(frontier: _Frontier, i: int, kind: Literal["control", "retrained"], name: str) -> Against:
     kl, reward = frontier.run.kl.mean(1), frontier.run.reward.mean(1)
     level = frontier.level(kl, reward, kl[i])
     gap = None if math.isnan(level) else _estimate(float(reward[i]) - level, frontier.gaps(i), frontier)
     place: Place = "outside" if gap is None else _place(gap)
     facts = (float(kl[i]), float(reward[i]), math.nan if gap is None else level)
-    return Against(name, AT_THIS_KL, "reward", *facts, gap, place)
+    return Against(kind, name, AT_THIS_KL, "reward", *facts, gap, place)
 
 
 def _estimate(value: float, gaps: Doubles, frontier: _Frontier) -> Estimate | None:
@@ -136,4 +138,4 @@ def _estimate(value: float, gaps: Doubles, frontier: _Frontier) -> Estimate | No
 
 
 def _place(difference: Estimate) -> Place:
-    return "above" if difference.low > 0 else "below" if difference.high < 0 else "undecided"
+    return "above" if difference.low > _TIE else "below" if difference.high < -_TIE else "undecided"

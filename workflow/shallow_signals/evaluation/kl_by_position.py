@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from shallow_signals.config.statistics import Statistics
 from shallow_signals.evaluation.statistics import Estimate, cluster_bootstrap_mean
 from shallow_signals.files import InputError, read_parquet
 
-COLUMNS = ["text", "axis", "position", "kl", "low", "high", "n", "clusters", "live"]
-BLOCKS = 64  # about as many positions are shown; longer responses are averaged over blocks of neighbours
+COLUMNS = ["text", "axis", "position", "kl", "low", "high", "live", "clusters"]
+FINE, COARSE = 128, 12  # about as many blocks of neighbouring positions are shown
 OWN = "own"
 
 
@@ -49,31 +49,33 @@ def given_texts(texts: Path) -> dict[str, Curve]:
     return found
 
 
-def position_rows(name: str, curve: Curve, settings: Statistics) -> Iterator[dict[str, Any]]:
-    """Rows (keys `COLUMNS`) of one curve.
+def kl_rows(curves: Mapping[str, Curve], settings: Statistics) -> Iterator[dict[str, Any]]:
+    """Rows (keys `COLUMNS`) of the curves that a panel shows, by kind of text.
 
-    `axis` "position": mean KL over the texts that reach a position (`live` of them), or over blocks of positions in
-    long texts. "first_third", "last_third": means over texts of each one's own thirds; the last third is the floor to
-    which the beginning must be compared. "difference": first minus last third, paired. Texts of fewer than three tokens
-    have no thirds.
+    `axis` "position": mean KL at a position over the texts that reach it (`live` of them), or over all tokens of a
+    block of positions where there are more than `FINE`. "block": the same over `COARSE` blocks, which begin at the same
+    tokens for all kinds. "first_third", "last_third": means over texts of each one's own thirds; the last third is the
+    floor to which the beginning must be compared. "difference": first minus last third, paired. Texts of fewer than
+    three tokens have no thirds.
     """
-    lengths = np.array([len(kl) for kl in curve.kl])
-    width = max(1, -(-int(lengths.max()) // BLOCKS))
-    groups = np.array(curve.clusters)
-    for first in range(0, int(lengths.max()), width):
-        alive = np.flatnonzero(lengths > first)
-        means = [curve.kl[i][first : first + width].mean() for i in alive]
-        centre = curve.start + first + (width + 1) / 2
-        yield _row(name, "position", centre, cluster_bootstrap_mean(means, groups[alive], settings), len(alive))
-    long = np.flatnonzero(lengths >= 3)
-    thirds = [np.array([_third(curve.kl[i], end) for i in long]) for end in ("first", "last")]
-    if len(long):
-        for axis, values in (
-            ("first_third", thirds[0]),
-            ("last_third", thirds[1]),
-            ("difference", thirds[0] - thirds[1]),
-        ):
-            yield _row(name, axis, np.nan, cluster_bootstrap_mean(values, groups[long], settings), len(long))
+    longest = max(curve.start + max(map(len, curve.kl)) for curve in curves.values())
+    for name, curve in curves.items():
+        groups = np.array(curve.clusters)
+        for axis, count in (("position", FINE), ("block", COARSE)):
+            width = -(-longest // count)
+            for first in range(0, longest, width):
+                window = slice(max(0, first - curve.start), max(0, first + width - curve.start))
+                alive = [i for i, kl in enumerate(curve.kl) if len(kl[window])]
+                if alive:
+                    parts = [curve.kl[i][window] for i in alive]
+                    tokens = np.repeat(groups[alive], [len(part) for part in parts])
+                    estimate = cluster_bootstrap_mean(np.concatenate(parts), tokens, settings)
+                    yield _row(name, axis, first + (width + 1) / 2, estimate, len(alive))
+        long = [i for i, kl in enumerate(curve.kl) if len(kl) >= 3]
+        if long:
+            firsts, lasts = (np.array([_third(curve.kl[i], end) for i in long]) for end in ("first", "last"))
+            for axis, values in (("first_third", firsts), ("last_third", lasts), ("difference", firsts - lasts)):
+                yield _row(name, axis, np.nan, cluster_bootstrap_mean(values, groups[long], settings), len(long))
 
 
 def _lists(column: pa.ChunkedArray) -> list[NDArray[np.float32]]:
@@ -89,5 +91,5 @@ def _third(kl: Sequence[float] | NDArray[np.float32], end: str) -> float:
 
 
 def _row(name: str, axis: str, position: float, estimate: Estimate, live: int) -> dict[str, Any]:
-    facts = [name, axis, position, estimate.value, estimate.low, estimate.high, estimate.n, estimate.clusters, live]
+    facts = [name, axis, position, estimate.value, estimate.low, estimate.high, live, estimate.clusters]
     return dict(zip(COLUMNS, facts, strict=True))

@@ -10,24 +10,12 @@ from typing import Any
 import pandas as pd
 
 from shallow_signals.config.statistics import Statistics
-from shallow_signals.evaluation.dominance import AT_THIS_KL, Against
+from shallow_signals.evaluation.dominance import Against
 from shallow_signals.files import write_text
 from shallow_signals.paper.render import DASH, escape
 
-COLUMNS = [
-    "label",
-    "strategy",
-    "against",
-    "quantity",
-    "kl",
-    "value",
-    "baseline",
-    "difference",
-    "low",
-    "high",
-    "prompts",
-]
-COLUMNS += ["verdict", "method"]
+COLUMNS = ["label", "kind", "strategy", "against", "quantity", "kl", "value", "baseline", "difference", "low", "high"]
+COLUMNS += ["prompts", "verdict", "method"]
 _HEADS = ("Decoding", "Strategy", "KL (nats)", "Against", "Of", "Value", "Mixing's", "Difference", "Verdict")
 
 
@@ -43,7 +31,7 @@ def write_dominance(found: Mapping[str, Sequence[Against]], settings: Statistics
 
 def _row(label: str, against: Against) -> dict[str, Any]:
     gap = against.difference
-    facts: list[Any] = [label, against.name, against.against, against.quantity, against.kl, against.value]
+    facts: list[Any] = [label, against.kind, against.name, against.against, against.quantity, against.kl, against.value]
     facts += [against.baseline, *((gap.value, gap.low, gap.high, gap.n) if gap else (None,) * 4)]
     return dict(zip(COLUMNS, [*facts, against.place, gap.method if gap else ""], strict=True))
 
@@ -52,13 +40,13 @@ def _notes(rows: Iterable[Mapping[str, Any]], settings: Statistics) -> list[str]
     rows = list(rows)
     counts = dict.fromkeys(("above", "below", "undecided", "outside"), 0)
     for row in rows:
-        counts[row["verdict"]] += row["against"] == AT_THIS_KL
+        counts[row["verdict"]] += row["kind"] == "control"
     said = ", ".join(f"{number} {place}" for place, number in counts.items() if number)
     return [
         f"Brackets: pointwise {settings.confidence:.0%} intervals over prompts, not corrected for their number; both "
         "sides answer the same prompts from the same random numbers. They speak of these two models.",
         "Above, below: the whole interval is. Outside: mixing does not reach this KL, and nothing is extrapolated. "
-        f"Against mixing at the same KL: {said or 'none'}.",
+        f"Controls against mixing at the same KL: {said or 'none'}.",
     ]
 
 

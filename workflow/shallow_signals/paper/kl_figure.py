@@ -18,12 +18,12 @@ LOOKS = {
     "rejected": (PALETTE[1], "rejected responses"),
     "continued": (PALETTE[3], "policy, after the beginning of a chosen one"),
 }
-_NEEDED = {"label", "text", "axis", "position", "kl", "low", "high", "n", "clusters", "live"}
+_NEEDED = {"label", "text", "axis", "position", "kl", "low", "high", "clusters", "live"}
 _FEW = 0.1  # share of the texts below which a curve is not drawn: it would be a few long texts
 
 
 def draw_kl(table: Path, outputs: Sequence[Path]) -> None:
-    """Draw the gathered rows of `evaluation.kl_by_position`, a column for each label; all are in the table.
+    """Draw the gathered rows of `evaluation.kl_by_position`: means over blocks of tokens, a column for each label.
 
     Raises `InputError` for a table that lacks a column.
     """
@@ -47,16 +47,19 @@ def draw_kl(table: Path, outputs: Sequence[Path]) -> None:
 def _column(upper: Axes, lower: Axes, part: pd.DataFrame, label: str) -> None:
     for text, (colour, name) in LOOKS.items():
         rows = part[part["text"] == text]
-        curve = rows[rows["axis"] == "position"].sort_values("position")
-        if curve.empty:
+        fine, coarse = (rows[rows["axis"] == axis].sort_values("position") for axis in ("position", "block"))
+        if fine.empty:
             continue
-        shown = curve[curve["live"] >= max(2, _FEW * curve["live"].max())]
+        fine_shown, shown = (curve[curve["live"] >= _FEW * curve["live"].max()] for curve in (fine, coarse))
         bounds = (shown["kl"].tolist(), shown["low"].tolist(), shown["high"].tolist())
-        band(upper, shown["position"].tolist(), bounds, colour=colour, label=name, marker="")
-        lower.step(curve["position"], curve["live"], color=colour, where="mid", linewidth=1.0)
-        floor = rows[rows["axis"] == "last_third"]
-        if text == "own" and not floor.empty:
-            upper.axhline(floor["kl"].iloc[0], color=GREY, linewidth=0.8, linestyle=":", label="mean of its last third")
+        band(upper, shown["position"].tolist(), bounds, colour=colour, label=name)
+        lower.step(fine["position"], fine["live"], color=colour, where="mid", linewidth=1.0)
+        if text == "own":
+            upper.plot(
+                fine_shown["position"], fine_shown["kl"], color=colour, linewidth=0.5, alpha=0.6, label="token by token"
+            )  # fmt: skip
+            for floor in rows[rows["axis"] == "last_third"]["kl"]:
+                upper.axhline(floor, color=GREY, linewidth=0.8, linestyle=":", label="floor: mean of its last thirds")
     upper.set_ylim(bottom=0)
     upper.set_title(label, loc="left")
     lower.set_ylim(bottom=0)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from shallow_signals.evaluation.dominance import AT_THIS_KL
+
 CLOSE = 0.02  # "close to its final value", of an accuracy
 
 
@@ -151,17 +153,25 @@ def kl(frame: pd.DataFrame) -> Iterator[str]:
             continue
         first, last, gap = (rows.iloc[0] for rows in thirds.values())
         yield (
-            f"**{label}** ({first['n']:,} samples): {_nats(first)} nats a token in the first third of a response, "
+            f"**{label}** ({first['live']:,} samples): {_nats(first)} nats a token in the first third of a response, "
             f"{_nats(last)} in the last; difference {_nats(gap, '+')}."
         )
 
 
 def dominance(frame: pd.DataFrame) -> Iterator[str]:
-    """Figure 4: how many points of the controls lie above or below the mixing baseline at the same KL."""
-    for group, part in _groups(frame, "group"):
-        said = part["row"].str.split(": ").str[-1].value_counts()
+    """Figure 4: the controls against mixing at the same KL, and mixing against policies trained again."""
+    for label, part in _groups(frame, "label"):
+        controls, again = part[part["kind"] == "control"], part[part["kind"] == "retrained"]
+        said = controls["verdict"].value_counts()
         counts = ", ".join(f"{said.get(word, 0)} {word}" for word in ("above", "below", "undecided", "outside"))
-        yield f"**{group}**: of {len(part)} points of length control and KL threshold, {counts} the mixing baseline."
+        total = f"{len(controls)} points of length control and KL threshold"
+        yield f"**{label}**: of {total}, {counts} the mixing baseline."
+        for strategy, rows in _groups(again[again["against"] != AT_THIS_KL], "strategy"):
+            gaps = (
+                f"{row['quantity']} {row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+                for _, row in rows.iterrows()
+            )
+            yield f"`{strategy}`, trained again, minus {rows['against'].iloc[0]}: {', '.join(gaps)}."
 
 
 def probe(frame: pd.DataFrame) -> Iterator[str]:

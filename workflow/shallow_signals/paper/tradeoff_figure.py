@@ -48,7 +48,7 @@ def draw_tradeoff(table: Path, outputs: Sequence[Path]) -> None:
         for panel in axes[0]:
             for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
                 found.setdefault(name, handle)
-        made.legend(list(found.values()), list(found), loc="outside upper center", ncols=4)
+        made.legend(list(found.values()), list(found), loc="outside upper center", ncols=5)
         save(made, outputs)
 
 
@@ -62,15 +62,18 @@ def _panel(axes: Axes, part: pd.DataFrame, label: str) -> None:
             _points(axes, rows, colour, marker, name)
     for kind, name in ENDS.items():
         rows = ends[ends["kind"] == kind]
-        if rows.empty:
-            continue
-        _points(axes, rows, GREY, "D", "reference, policy")
-        axes.annotate(
-            name, (rows["kl"].iloc[0], rows["reward"].iloc[0]), xytext=(4, -9), textcoords="offset points", fontsize=6,
-            color=GREY,
-        )  # fmt: skip
+        if not rows.empty:
+            _points(axes, rows, GREY, "D", "reference, policy")
+            _say(axes, rows.iloc[0], name, (4, -9), GREY)
+    for _, row in part[part["kind"] == "retrained"].iterrows():
+        _say(axes, row, f"a = {row['parameter']:g}", (-6, 8), LOOKS["retrained"][0])
     axes.set_title(f"{label}: {part['n'].iloc[0]:,} prompts", loc="left")
     axes.set_xlabel("KL to the reference (nats a response)")
+
+
+def _say(axes: Axes, row: pd.Series, text: str, offset: tuple[float, float], colour: str) -> None:
+    at = (row["kl"], row["reward"])
+    axes.annotate(text, at, xytext=offset, textcoords="offset points", fontsize=6, color=colour)
 
 
 def _points(axes: Axes, rows: pd.DataFrame, colour: str, marker: str, name: str) -> None:
