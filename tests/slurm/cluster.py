@@ -104,7 +104,6 @@ class Lab:
             path = self.folder / "etc" / name
             path.write_text(text, encoding="utf-8")
             path.chmod(0o600 if name == "slurmdbd.conf" else 0o644)
-            SITE.mkdir(exist_ok=True)
             (SITE / name).unlink(missing_ok=True)
             (SITE / name).symlink_to(path)
 
@@ -199,14 +198,14 @@ def listens(port: int) -> bool:
 
 @contextlib.contextmanager
 def only_one() -> Iterator[None]:
-    """One cluster a machine at a time: its ports and /etc/slurm are the machine's."""
-    path = Path(tempfile.gettempdir()) / "test-slurm-cluster.lock"
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    """One cluster a machine at a time: its ports and /etc/slurm are the machine's. Waits for its turn."""
+    SITE.mkdir(exist_ok=True)
+    folder = os.open(SITE, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def main() -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from cluster import ACCOUNT, SITE, job_processes, missing
 
-from sbatch_lines import set_site
+from sbatch_lines import sbatch_lines, set_site
 from workflow_copy import Workflow, copy_workflow
 
 QUICK = ("--profile", "slurm", "--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "20")
@@ -51,6 +53,30 @@ def on_slurm(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         return made
 
     return copy
+
+
+@dataclass(frozen=True)
+class Call:
+    """The miniature on its way: a call of Snakemake, and the jobs that it will submit."""
+
+    workflow: Workflow
+    process: subprocess.Popen[str]
+    planned: list[dict[str, str]]
+
+
+@pytest.fixture(scope="session")
+def miniature(on_slurm: Callable[[str], Workflow]) -> Iterator[Call]:
+    """Started on A100 nodes, two GPUs a training; the drills, which wait most of the time, go on beside it."""
+    workflow = on_slurm("pipeline")
+    set_site(workflow.folder / "profiles/slurm/config.yaml", gpu_type="a100", gpus_per_job=2, cpus_per_gpu=1)
+    shutil.copy(Path(__file__).with_name("micro_slurm.yaml"), workflow.folder)
+    what = ("--configfile", "micro.yaml", "micro_slurm.yaml", "--", "table1", "figure2")
+    planned = sbatch_lines(workflow, "--profile", "slurm", *what)
+    process = start(workflow, *QUICK, "--retries", "0", *what)
+    yield Call(workflow, process, planned)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def daemons() -> list[str]:

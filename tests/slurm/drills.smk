@@ -6,6 +6,7 @@ configfile: "micro.yaml"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/experiments.smk"
 
 
 onstart:

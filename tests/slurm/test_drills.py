@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 from cluster import node_states, output
 
-from conftest import QUICK, jobs, said, start, tres, wait_for
+from conftest import QUICK, Call, jobs, said, start, tres, wait_for
 from shallow_signals.slurm_queue import queued_jobs
 from workflow_copy import Workflow
 
@@ -29,7 +29,7 @@ class Troubled:
 
 
 @pytest.fixture(scope="module")
-def troubled(on_slurm: Callable[[str], Workflow]) -> Troubled:
+def troubled(miniature: Call, on_slurm: Callable[[str], Workflow]) -> Troubled:
     workflow = on_slurm("drills")
     rules = ("fine", "broken", "too_slow", "cancelled", "on_bad_node")
     process = start(workflow, *DRILL, "--", *rules)
@@ -60,7 +60,7 @@ def troubled(on_slurm: Callable[[str], Workflow]) -> Troubled:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    wait_for(lambda: set(node_states()) == {"idle"}, "all nodes are back")
+    wait_for(lambda: not {"down", "drained", "draining"} & set(node_states()), "all nodes are back")
     return Troubled(workflow, code, (other.folder / "after_drain.txt").read_text())
 
 
@@ -165,4 +165,3 @@ def test_two_nodes(on_slurm: Callable[[str], Workflow]) -> None:
     assert (granted["node"], granted["gres/gpu"], granted["gres/gpu:h100"]) == ("2", "16", "16")
     lines = sorted((workflow.folder / "two_nodes.txt").read_text().splitlines())
     assert lines == [f"{i} h100-{i + 1} 0,1,2,3,4,5,6,7" for i in range(2)]
-    assert output("squeue", "--noheader") == ""

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from conftest import QUICK, jobs, tres
-from sbatch_lines import parse, sbatch_lines, set_site
+from conftest import Call, jobs, said, tres
+from sbatch_lines import parse
 from workflow_copy import Workflow
 
-CONFIG = ("--configfile", "micro.yaml", "micro_slurm.yaml")
-TARGETS = ("table1", "figure2")
 ON_GPUS = {"train_reward_model": 2, "train_dpo": 2, "score_heldout": 1, "score_benchmark": 1}
 ON_GPUS |= {"score_base_logprobs": 1, "score_dpo_logprobs": 1}
 
 
 @pytest.fixture(scope="module")
-def pipeline(on_slurm: Callable[[str], Workflow]) -> tuple[Workflow, list[dict[str, str]]]:
-    """The finished run on A100 nodes, two GPUs a training; and what its jobs were planned to ask for."""
-    workflow = on_slurm("pipeline")
-    set_site(workflow.folder / "profiles/slurm/config.yaml", gpu_type="a100", gpus_per_job=2, cpus_per_gpu=1)
-    shutil.copy(Path(__file__).with_name("micro_slurm.yaml"), workflow.folder)
-    planned = sbatch_lines(workflow, "--profile", "slurm", *CONFIG, "--", *TARGETS)
-    workflow.run(*QUICK, "--retries", "0", *CONFIG, "--", *TARGETS, timeout=900)
-    return workflow, planned
+def pipeline(miniature: Call) -> tuple[Workflow, list[dict[str, str]]]:
+    """The finished run, and what its jobs were planned to ask for."""
+    assert miniature.process.wait(timeout=900) == 0, said(miniature.workflow)[-6000:]
+    return miniature.workflow, miniature.planned
 
 
 def test_every_job_got_what_its_rule_asks_for(pipeline: tuple[Workflow, list[dict[str, str]]]) -> None:

@@ -14,6 +14,7 @@ RULES = """
 configfile: "config.yaml"
 configfile: "micro.yaml"
 include: "workflow/rules/common.smk"
+include: "workflow/rules/experiments.smk"
 
 rule all:
     input: expand("held/{i}.txt", i=range(5))
