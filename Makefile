@@ -28,8 +28,10 @@ demo: $(READY)
 	$(SNAKEMAKE) --profile profiles/demo all
 	@echo "Tables: results/demo/tables/   figures: results/demo/figures/   probe: results/demo/probe/"
 
+# SIZE=quick about 20 minutes, standard about two hours on two cores, full for a GPU
+SIZE ?= standard
 small: $(READY)
-	$(SNAKEMAKE) --profile profiles/small all $(if $(DATA_ROOT),--config data_root=$(DATA_ROOT))
+	$(SNAKEMAKE) --profile profiles/small all --config size=$(SIZE) $(if $(DATA_ROOT),data_root=$(DATA_ROOT))
 
 # After a Snakemake on a SLURM cluster was killed: its jobs run on, unseen. Cancel them, unlock, go on.
 TARGET ?= all
