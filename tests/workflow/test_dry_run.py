@@ -12,7 +12,7 @@ def test_paper_plan_names_every_table(workflow: Workflow) -> None:
     # 4 data sets x 9 truncations, 4 aspects x 7 truncations
     assert planned["train_reward_model"] == 4 * 9 + 4 * 7
     assert planned["make_table"] == 3
-    assert planned["provide_model"] == 4  # Gemma, Llama, and the policy and reference of Figures 2 and 5
+    assert planned["provide_model"] == 5  # Gemma, Llama, the policy and reference of Figures 2 to 5, and FsfairX
     assert planned["draw_implicit_rewards"] == 2
     assert planned["gather_position"] == planned["compare_ranks"] == 2
     assert planned["choose_examples"] == planned["draw_examples"] == planned["draw_position"] == 1
@@ -67,8 +67,9 @@ def test_a_missing_key_is_refused_before_any_job(workflow: Workflow, monkeypatch
     """Where its judge is asked; tables that ask no judge need no key."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     path = workflow.folder / "micro.yaml"
-    judge = "truth: {kind: api, model: gpt, input_price: 1, output_price: 1}"
-    path.write_text(path.read_text().replace("truth: {kind: planted, dataset: one}", judge))
+    judge = "judges:\n  asked: {kind: api, model: gpt, input_price: 1, output_price: 1}\n"
+    text = path.read_text().replace("judges:\n", judge)
+    path.write_text(text.replace("policies: one, judge: truth", "policies: one, judge: asked"))
     result = workflow.run("--configfile", "micro.yaml", "--", "table3", check=False)
     assert result.returncode != 0
     assert "set the environment variable OPENAI_API_KEY" in result.stdout

@@ -66,7 +66,8 @@ def _panel(axes: Axes, part: pd.DataFrame, label: str) -> None:
             _points(axes, rows, GREY, "D", "reference, policy")
             _say(axes, rows.iloc[0], name, (4, -9), GREY)
     for _, row in part[part["kind"] == "retrained"].iterrows():
-        _say(axes, row, f"a = {row['parameter']:g}", (-6, 8), LOOKS["retrained"][0])
+        away = (-25, 7) if row["parameter"] < 1 else (4, 7)
+        _say(axes, row, f"a = {row['parameter']:g}", away, LOOKS["retrained"][0])
     axes.set_title(f"{label}: {part['n'].iloc[0]:,} prompts", loc="left")
     axes.set_xlabel("KL to the reference (nats a response)")
 
