@@ -36,7 +36,7 @@ class Workflow:
             "HTTPS_PROXY": "http://127.0.0.1:9",
         }
 
-    def run(self, *arguments: str, check: bool = True, timeout: int = 400) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, check: bool = True, timeout: int = 1800) -> subprocess.CompletedProcess[str]:
         """Call snakemake in the copy; its output comes back as text."""
         result = subprocess.run(
             self.command(*arguments),
