@@ -26,15 +26,20 @@ while not (folder / "go").exists():
     time.sleep(0.001)
 claim_gpus(count)
 begin = time.monotonic()
-(folder / f"{name}.holds").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+(folder / f"{name}.part").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+(folder / f"{name}.part").rename(folder / f"{name}.holds")
 time.sleep(seconds)
 (folder / f"{name}.held").write_text(f"{begin} {time.monotonic()} {os.environ['CUDA_VISIBLE_DEVICES']}")
 """
 
 
-def hold(folder: Path, name: str, count: int, seconds: float, devices: str) -> subprocess.Popen[bytes]:
+def hold(
+    folder: Path, name: str, count: int, seconds: float, devices: str, allocation: str | None = None
+) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": devices, "TMPDIR": str(folder)}
     environment.pop("SLURM_JOB_ID", None)
+    if allocation:
+        environment["SLURM_JOB_ID"] = allocation
     return subprocess.Popen([sys.executable, "-c", HOLD, str(folder), name, str(count), str(seconds)], env=environment)
 
 
@@ -80,6 +85,46 @@ def test_a_killed_job_gives_its_device_back(tmp_path: Path) -> None:
     first.wait()
     assert second.wait(timeout=30) == 0
     assert (tmp_path / "second.holds").read_text() == "5"
+
+
+def test_a_child_that_outlives_a_killed_job_keeps_its_device(tmp_path: Path) -> None:
+    """As torchrun does, for a while, when only the script is killed."""
+    (tmp_path / "go").touch()
+    keeps = f"""
+import pathlib, subprocess, sys, time
+from shallow_signals.gpu_claim import claim_gpus, held_locks
+claim_gpus(1)
+child = subprocess.Popen(["sleep", "60"], pass_fds=held_locks())
+pathlib.Path({str(tmp_path / "child")!r}).write_text(str(child.pid))
+pathlib.Path({str(tmp_path / "first.holds")!r}).touch()
+time.sleep(600)
+"""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "5", "TMPDIR": str(tmp_path)}
+    environment.pop("SLURM_JOB_ID", None)
+    first = subprocess.Popen([sys.executable, "-c", keeps], env=environment)
+    wait_for(tmp_path / "first.holds")
+    first.kill()
+    first.wait()
+    second = hold(tmp_path, "second", 1, 0, "5")
+    wait_for(tmp_path / "second.ready")
+    time.sleep(1.5)
+    assert not (tmp_path / "second.holds").exists()
+    os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+    assert second.wait(timeout=30) == 0
+
+
+def test_jobs_of_one_slurm_allocation_share_it_and_no_other(tmp_path: Path) -> None:
+    """`profiles/gpu` inside salloc: one job id, several jobs; the next allocation on the node numbers from 0, too."""
+    (tmp_path / "go").touch()
+    held = [hold(tmp_path, f"job{i}", 1, 600, "0,1", allocation) for i, allocation in enumerate(["7", "7", "8", "8"])]
+    try:
+        wait_for(*(tmp_path / f"job{i}.holds" for i in range(4)))
+        devices = [(tmp_path / f"job{i}.holds").read_text() for i in range(4)]
+        assert sorted(devices[:2]) == sorted(devices[2:]) == ["0", "1"]
+    finally:
+        for process in held:
+            process.kill()
+            process.wait()
 
 
 def test_too_few_devices_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ with job(snakemake):
 
 # Every rule of the paper's run that puts a model to work.
 USERS = {"train_reward_model", "train_dpo", "score_heldout", "score_benchmark", "score_base_logprobs"}
-USERS |= {"compare_ranks", "generate_outputs", "decode", "score_decoded"}
+USERS |= {"compare_ranks", "generate_outputs", "decode", "score_decoded", "read_texts"}
 
 
 def test_jobs_on_a_workstation_share_no_gpu(workflow: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:

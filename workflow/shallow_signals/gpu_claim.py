@@ -25,17 +25,23 @@ _held: list[IO[str]] = []  # open files, and with them the locks, for as long as
 def claim_gpus(count: int, say: Callable[[str], None] = print) -> list[str]:
     """Take `count` free devices for this process and its children (through CUDA_VISIBLE_DEVICES); wait for them.
 
-    Inside a SLURM job the devices are those that SLURM gave. An `InputError` where fewer are there than asked for.
+    A SLURM job that sees what it asked for has it to itself; one that sees more is an allocation whose jobs share it.
+    An `InputError` where fewer are there than asked for.
     """
     devices = visible_devices(os.environ)
     if len(devices) < count:
         raise InputError(
             f"{count} GPUs asked for, {len(devices)} here ({VISIBLE}, nvidia-smi): set them in the profile"
         )
-    if "SLURM_JOB_ID" not in os.environ:
+    if "SLURM_JOB_ID" not in os.environ or len(devices) > count:
         devices = _lock(count, devices, lock_folder(), say)
         os.environ[VISIBLE] = ",".join(devices)
     return devices
+
+
+def held_locks() -> tuple[int, ...]:
+    """The locks' file descriptors: a child that is given them keeps the devices, should only this process be killed."""
+    return tuple(file.fileno() for file in _held)
 
 
 def visible_devices(environment: Mapping[str, str]) -> list[str]:
@@ -51,8 +57,12 @@ def visible_devices(environment: Mapping[str, str]) -> list[str]:
 
 
 def lock_folder() -> Path:
-    """Where this user's locks lie: one place a machine, so that several clones share its devices."""
-    folder = Path(tempfile.gettempdir()) / f"shallow-signals-gpus-{os.getuid()}"
+    """Where this user's locks lie: one place a machine, so that several clones share its devices.
+
+    A SLURM allocation has its own: its devices may be numbered from 0, like those of the next.
+    """
+    place = f"slurm-{os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else "machine"
+    folder = Path(tempfile.gettempdir()) / f"shallow-signals-gpus-{os.getuid()}-{place}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 

@@ -23,6 +23,7 @@ import torch
 
 from shallow_signals.config.recipes import DPORecipe, Recipe
 from shallow_signals.files import InputError, read_parquet, replacing_folder
+from shallow_signals.gpu_claim import held_locks
 from shallow_signals.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from shallow_signals.models.templates import Template, read_template
 from shallow_signals.training.openrlhf_command import EVENTS, TRAINED, VERSION, command
@@ -154,7 +155,12 @@ def run(arguments: Sequence[str], job: Job) -> None:
         "WANDB_MODE": "disabled",
     }
     with subprocess.Popen(
-        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        arguments,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        pass_fds=held_locks(),
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:

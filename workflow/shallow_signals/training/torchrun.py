@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from shallow_signals.files import InputError, write_text
+from shallow_signals.gpu_claim import held_locks
 from shallow_signals.provenance import ROOT
 
 REFUSED = "refused.txt"  # what one of several processes says about bad input
@@ -50,7 +51,8 @@ def run_job(job: J, train: Callable[[J], dict[str, Any]], module: str, processes
     write_text(file, job.model_dump_json(indent=2))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     search = os.pathsep.join(filter(None, [str(ROOT.parent), os.environ.get("PYTHONPATH")]))
-    ended = subprocess.run([*torchrun, "-m", module, str(file)], env={**os.environ, "PYTHONPATH": search})
+    command, environment = [*torchrun, "-m", module, str(file)], {**os.environ, "PYTHONPATH": search}
+    ended = subprocess.run(command, env=environment, pass_fds=held_locks())
     if ended.returncode and refused.is_file():
         raise InputError(refused.read_text(encoding="utf-8").strip())
     if ended.returncode:
