@@ -36,9 +36,12 @@ def test_after_the_download_no_step_reads_a_source(workflow: Workflow, tmp_path:
     study = yaml.safe_load((workflow.folder / "micro.yaml").read_text(encoding="utf-8"))
     hub = {"kind": "hub", "repo": str(repository(tmp_path / "repository")), "converter": "message_lists"}
     study["datasets"] = {name: {"label": name, "holdout": 0.3, "source": hub} for name in ("one", "two", "bench")}
+    world = {"kind": "planted", "profile": "front", "pairs": 1, "test_pairs": 1, "seed": 1}
+    study["datasets"]["world"] = {"label": "World", "source": world}  # its truth judges
+    study["judges"] = {"truth": {"kind": "planted", "dataset": "world"}}
     base = {"kind": "folder", "path": str(checkpoints.chatml(tmp_path / "base"))}
     study["models"] = {"tiny": {"label": "tiny", "source": base}}
-    study["tables"] = {"table1": ["two"], "table2": [], "table4": [], "controls": []}
+    study["tables"] = {"table1": ["two"], "table2": [], "table3": [], "table4": [], "controls": []}
     study["reward_models"]["two"]["benchmarks"] = []
     (workflow.folder / "micro.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
 

@@ -34,6 +34,8 @@ def cut(lengths: Lengths, truncation: Truncation) -> Lengths:
     if truncation.kind == "pairs":
         share = _kept(chosen, truncation) + _kept(rejected, truncation)
         return replace(lengths, pairs=lengths.pairs * float(share.sum() / (chosen + rejected).sum()))
+    if truncation.kind == "half":
+        return replace(lengths, pairs=lengths.pairs / 2)
     if truncation.kind == "min_length":
         shorter = np.minimum(chosen, rejected)
         return replace(lengths, chosen=shorter, rejected=shorter)
