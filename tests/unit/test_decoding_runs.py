@@ -232,6 +232,7 @@ def run_script(folder: Path, policy: str, reference: str, asked: str) -> None:
         rule="decode",
         wildcards=["one"],
         threads=1,
+        resources={},
         log=[str(folder / "log")],
         input=Files(policy=policy, reference=reference, instructions=asked),
         output=Files(responses=str(folder / "responses.parquet"), facts=str(folder / "responses.meta.json")),

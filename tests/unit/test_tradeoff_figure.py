@@ -9,9 +9,9 @@ import pytest
 
 from shallow_signals.decoding import Strategy, kl_threshold, length_control, mixing, policy, reference
 from shallow_signals.evaluation.statistics import Estimate
-from shallow_signals.evaluation.tradeoff import Point
+from shallow_signals.evaluation.tradeoff import COLUMNS, Point, point_row
 from shallow_signals.files import InputError
-from shallow_signals.paper.tradeoff_figure import COLUMNS, draw_tradeoff, point_row
+from shallow_signals.paper.tradeoff_figure import draw_tradeoff
 
 
 def point(strategy: Strategy, kl: float) -> Point:

@@ -158,12 +158,7 @@ rule gather_tradeoff:
     input:
         responses=[path for row in tradeoff_rows() for path in row["runs"]],
         rewards=[path for row in tradeoff_rows() for path in row["rewards"]],
-        code=code(
-            "evaluation.dominance",
-            "paper.tradeoff_figure",
-            "paper.dominance_table",
-            script="gather_tradeoff",
-        ),
+        code=code("evaluation.dominance", "paper.dominance_table", script="gather_tradeoff"),
     output:
         csv=results("figures/figure4.csv"),
         dominance=report(

@@ -9,10 +9,9 @@ with job(snakemake):
 
     from shallow_signals.config.statistics import Statistics
     from shallow_signals.evaluation.dominance import against_mixing, retrained_against_mixing
-    from shallow_signals.evaluation.tradeoff import points, read_run
+    from shallow_signals.evaluation.tradeoff import point_row, points, read_run
     from shallow_signals.files import write_text
     from shallow_signals.paper.dominance_table import write_dominance
-    from shallow_signals.paper.tradeoff_figure import point_row
 
     settings = Statistics.model_validate(snakemake.params.statistics)
     rows, found = [], {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,8 @@ from shallow_signals.files import InputError, read_parquet
 
 Doubles = NDArray[np.float64]
 KEYS = ["prompt_id", "sample", "strategy"]
+COLUMNS = ["label", "kind", "name", "parameter", "kl", "kl_low", "kl_high", "kl_sampled", "kl_sampled_low"]
+COLUMNS += ["kl_sampled_high", "reward", "reward_low", "reward_high", "tokens", "ended", "n"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,15 @@ def points(run: Run, settings: Statistics) -> list[Point]:
         )
         found.append(Point(strategy, kl, sampled, reward, float(run.tokens[i].mean()), float(run.ended[i].mean())))
     return found
+
+
+def point_row(label: str, kind: str, parameter: float, point: Point) -> dict[str, Any]:
+    """One row (keys `COLUMNS`) of the figure's table; `kind` is the strategy's, or "retrained"."""
+    facts: dict[str, Any] = {"label": label, "kind": kind, "name": point.strategy.name, "parameter": parameter}
+    for name in ("kl", "kl_sampled", "reward"):
+        estimate = getattr(point, name)
+        facts |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return {**facts, "tokens": point.tokens, "ended": point.ended, "n": point.reward.n}
 
 
 def beside(run: Run, other: Run) -> Run:

@@ -9,12 +9,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from shallow_signals.evaluation.tradeoff import Point
+from shallow_signals.evaluation.tradeoff import COLUMNS
 from shallow_signals.files import InputError
 from shallow_signals.paper.style import GREY, PAGE, figure, save
 
-COLUMNS = ["label", "kind", "name", "parameter", "kl", "kl_low", "kl_high", "kl_sampled", "kl_sampled_low"]
-COLUMNS += ["kl_sampled_high", "reward", "reward_low", "reward_high", "tokens", "ended", "n"]
 # Colours and markers are the paper's: blue dots, red triangles, green squares.
 LOOKS = {
     "mixing": ("#0072B2", "o", "mixing (a)"),
@@ -25,17 +23,8 @@ LOOKS = {
 ENDS = {"reference": "reference", "policy": "policy"}
 
 
-def point_row(label: str, kind: str, parameter: float, point: Point) -> dict[str, Any]:
-    """One row (keys `COLUMNS`) of the figure's table."""
-    facts: dict[str, Any] = {"label": label, "kind": kind, "name": point.strategy.name, "parameter": parameter}
-    for name in ("kl", "kl_sampled", "reward"):
-        estimate = getattr(point, name)
-        facts |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    return {**facts, "tokens": point.tokens, "ended": point.ended, "n": point.reward.n}
-
-
 def draw_tradeoff(table: Path, outputs: Sequence[Path]) -> None:
-    """Draw the table of `point_row`s, a panel for each label; raises `InputError` where a column is missing."""
+    """Draw a table of `evaluation.tradeoff.point_row`s, a panel for each label; `InputError` where a column is missing."""
     frame = pd.read_csv(table)
     if missing := set(COLUMNS) - set(frame.columns):
         raise InputError(f"{table}: no column {', '.join(sorted(missing))}; gather it again")
