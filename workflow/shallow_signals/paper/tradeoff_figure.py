@@ -24,7 +24,7 @@ ENDS = {"reference": "reference", "policy": "policy"}
 
 
 def draw_tradeoff(table: Path, outputs: Sequence[Path]) -> None:
-    """Draw a table of `evaluation.tradeoff.point_row`s, a panel for each label; `InputError` where a column is missing."""
+    """Draw a table of `evaluation.tradeoff.point_row`s, a panel for each label; `InputError` for a missing column."""
     frame = pd.read_csv(table)
     if missing := set(COLUMNS) - set(frame.columns):
         raise InputError(f"{table}: no column {', '.join(sorted(missing))}; gather it again")
