@@ -10,6 +10,7 @@ configfile: "config.yaml"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/experiments.smk"
+include: "workflow/rules/implicit.smk"
 include: "workflow/rules/comparisons.smk"
 include: "workflow/rules/decodings.smk"
 

@@ -28,6 +28,18 @@ def read(*names: str) -> dict[str, Any]:
     return merged
 
 
+def refused(config: dict[str, Any], path: tuple[str, ...], value: object, words: list[str]) -> None:
+    """With `value` at `path` the configuration is refused, in these words."""
+    node = config
+    for part in path[:-1]:
+        node = node[part]
+    node[path[-1]] = value
+    with pytest.raises(ConfigError) as error:
+        load_study(config)
+    for word in words:
+        assert word in str(error.value)
+
+
 @pytest.mark.parametrize("overlay", [None, "config/demo.yaml", "config/small.yaml"])
 def test_shipped_configurations_are_valid(overlay: str | None) -> None:
     config = read("config.yaml", *([overlay] if overlay else []))
@@ -69,14 +81,7 @@ def test_a_wrong_key_is_named_with_its_value_and_what_is_allowed(
     path: tuple[str, ...], value: object, words: list[str]
 ) -> None:
     config = copy.deepcopy(read("config.yaml"))
-    node = config
-    for part in path[:-1]:
-        node = node[part]
-    node[path[-1]] = value
-    with pytest.raises(ConfigError) as error:
-        load_study(config)
-    for word in words:
-        assert word in str(error.value)
+    refused(config, path, value, words)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +92,11 @@ def test_a_wrong_key_is_named_with_its_value_and_what_is_allowed(
         (("decoding", "planted_skywork", "mixing"), [0.5, 0], ["decoding.planted_skywork.mixing.1", "greater than 0"]),
         (("decoding", "planted_skywork", "mixing"), [], ["figures.figure4", "planted_skywork", "`mixing`"]),
         (("decoding", "planted_skywork", "prefix"), 80, ["decoding.planted_skywork.prefix", "80", "max_new_tokens"]),
+        (
+            ("dpo", "planted_skywork_beta020", "recipe"),
+            "tiny_lora",
+            ["learning_rate", "not in beta alone"],
+        ),
         (("decoding", "planted_skywork", "retrained"), ["planted_shp"], ["retrained", "'planted_shp'", "'tiny'"]),
         (
             ("decoding", "planted_skywork", "policy"),
@@ -98,14 +108,7 @@ def test_a_wrong_key_is_named_with_its_value_and_what_is_allowed(
 )
 def test_a_decoding_that_can_not_be_run_is_refused(path: tuple[str, ...], value: object, words: list[str]) -> None:
     config = read("config.yaml", "config/demo.yaml")
-    node = config
-    for part in path[:-1]:
-        node = node[part]
-    node[path[-1]] = value
-    with pytest.raises(ConfigError) as error:
-        load_study(config)
-    for word in words:
-        assert word in str(error.value)
+    refused(config, path, value, words)
 
 
 def test_missing_key_is_named() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from shallow_signals.config.implicit import ImplicitReward
 from shallow_signals.config.statistics import Statistics
-from shallow_signals.config.study import ImplicitReward
 from shallow_signals.signal.curves import COLUMNS, accuracy_curves
 from shallow_signals.signal.implicit import LogRatios, PairRatios
 from shallow_signals.signal.ratios import Readings

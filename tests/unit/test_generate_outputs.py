@@ -19,11 +19,12 @@ from shallow_signals.data.instructions import INSTRUCTIONS
 from shallow_signals.decoding import batch as decoding_batch
 from shallow_signals.decoding import sampler
 from shallow_signals.evaluation.alpaca_files import read_outputs
-from shallow_signals.evaluation.generate import forget, generate_outputs
+from shallow_signals.evaluation.generate import generate_outputs
 from shallow_signals.evaluation.statistics import binomial_interval
 from shallow_signals.files import InputError, write_parquet
 from shallow_signals.models.load import load_causal_lm, load_tokenizer
 from shallow_signals.models.templates import end_ids, read_template
+from shallow_signals.states import forget_states
 
 END = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>"}
 SETTINGS: dict[str, Any] = {
@@ -175,7 +176,7 @@ def test_killed_run_carries_on(llama: Path, tmp_path: Path, monkeypatch: pytest.
     assert made(tmp_path, llama)[0] == whole
     assert done == [5, 5, 2]  # the finished batches were not made again
     (tmp_path / ".out.state-other").mkdir()
-    forget(tmp_path / ".out.state-1")
+    forget_states(tmp_path / ".out.state-1")
     assert {path.name for path in tmp_path.glob(".out.*")} == set()
     assert (tmp_path / ".whole.state-1").is_dir()
 

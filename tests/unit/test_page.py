@@ -97,9 +97,10 @@ def test_a_page_that_disagrees_is_refused(folder: Path, tmp_path: Path) -> None:
         publish(folder, tmp_path / "docs")
 
 
-@pytest.mark.parametrize("published", PUBLISHED, ids=lambda path: path.name)
-def test_published_pages_agree_with_their_data(published: Path) -> None:
-    assert (published / "README.md").read_text() == render_page(published)
+def test_published_pages_agree_with_their_data() -> None:
+    """Those that stand in docs/results, of which there may be none."""
+    for published in PUBLISHED:
+        assert (published / "README.md").read_text() == render_page(published), published
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,16 @@ def lengths(pairs: int, closing: int = 2, seed: int = 0) -> Lengths:
     draw = np.random.default_rng(seed)
     prompt, chosen, rejected = (draw.integers(1, high, pairs).astype(float) for high in (40, 60, 60))
     return Lengths(prompt, chosen, rejected, pairs, closing)
+
+
+def test_halves_are_the_pairs_that_the_shards_keep() -> None:
+    """By the prompt's hash: seldom as many in one as in the other; of data that is not here, one half each."""
+    known = replace(lengths(5), half=np.array([1, 2, 2, 1, 2]))
+    first, second = (cut(known, parse(name)) for name in ("half1", "half2"))
+    assert (first.pairs, second.pairs) == (2, 3)
+    assert first.chosen.tolist() == known.chosen[[0, 3]].tolist()
+    assert second.prompt.tolist() == known.prompt[[1, 2, 4]].tolist()
+    assert cut(lengths(5), parse("half1")).pairs == 2.5
 
 
 def test_parameters_are_the_published_ones() -> None:

@@ -22,8 +22,9 @@ import reward_setup as setup
 from shallow_signals.config.recipes import Lora, RewardRecipe
 from shallow_signals.files import InputError
 from shallow_signals.provenance import content_hash
+from shallow_signals.states import state_folder
 from shallow_signals.training import resume, reward, runs
-from shallow_signals.training.resume import mark_complete, naming_full_disk, newest_complete, state_folder
+from shallow_signals.training.resume import mark_complete, naming_full_disk, newest_complete
 from shallow_signals.training.steps import SortedSteps
 
 # 70 pairs in steps of 16: an epoch has 5 steps (the last one of 6 pairs) and 18 micro-batches. States at 3, 6, 9, 10.

@@ -18,7 +18,7 @@ if STUDY.process_per == "model":
                 f"data/instructions/{STUDY.alpacaeval[w.comparison].instructions}.parquet"
             ),
             models=lambda w: [answering_model(w.comparison, w.member)],
-            code=code("evaluation.generate", script="generate_outputs"),
+            code=code("evaluation.generate", "states", script="generate_outputs"),
         output:
             outputs=results("alpacaeval/{comparison}/{member}/model_outputs.json"),
         log:
@@ -45,7 +45,7 @@ else:
             input:
                 instructions=results(f"data/instructions/{STUDY.alpacaeval[_c].instructions}.parquet"),
                 models=[answering_model(_c, m) for m in answering(_c)],
-                code=code("evaluation.generate", script="generate_outputs"),
+                code=code("evaluation.generate", "states", script="generate_outputs"),
             output:
                 outputs=[outputs_of(_c, m) for m in answering(_c)],
             log:

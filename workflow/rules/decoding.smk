@@ -12,7 +12,7 @@ rule decode:
         policy=lambda w: decoding_policy(w.decoding),
         reference=lambda w: results(f"models/base/{decoding_base(w.decoding)}"),
         instructions=lambda w: results(f"data/instructions/{STUDY.decoding[w.decoding].instructions}.parquet"),
-        code=code("decoding.runs", "training.resume", script="decode"),
+        code=code("decoding.runs", script="decode"),
     output:
         responses=results("decoding/{decoding}/responses.parquet"),
         facts=results("decoding/{decoding}/responses.meta.json"),
@@ -38,7 +38,7 @@ rule decode_retrained:
         policy=lambda w: trained_policy(w.experiment),
         reference=lambda w: results(f"models/base/{decoding_base(w.decoding)}"),
         instructions=lambda w: results(f"data/instructions/{STUDY.decoding[w.decoding].instructions}.parquet"),
-        code=code("decoding.runs", "training.resume", script="decode"),
+        code=code("decoding.runs", script="decode"),
     output:
         responses=results("decoding/{decoding}/retrained/{experiment}.parquet"),
         facts=results("decoding/{decoding}/retrained/{experiment}.meta.json"),
@@ -66,7 +66,7 @@ rule read_texts:
         tokens=lambda w: results(
             f"data/{STUDY.decoding[w.decoding].texts}/tokens/{decoding_base(w.decoding)}.parquet"
         ),
-        code=code("decoding.runs", "training.resume", script="read_texts"),
+        code=code("decoding.runs", script="read_texts"),
     output:
         texts=results("decoding/{decoding}/texts.parquet"),
         facts=results("decoding/{decoding}/texts.meta.json"),

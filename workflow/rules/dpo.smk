@@ -12,7 +12,7 @@ if STUDY.process_per == "model":
             shards=lambda w: [dpo_shards(w.experiment, w.truncation)],
             base=lambda w: results(f"models/base/{STUDY.dpo[w.experiment].model}"),
             reference=lambda w: reference_logprobs(w.experiment),
-            code=code("training.launch_dpo", script="train_dpo"),
+            code=code("training.launch_dpo", "states", script="train_dpo"),
         output:
             folders=directory(results("models/dpo/{experiment}/{truncation}/seed{seed}")),
         log:
@@ -41,7 +41,7 @@ else:
                 shards=[dpo_shards(_e, t) for t, s in dpo_members(_e)],
                 base=results(f"models/base/{STUDY.dpo[_e].model}"),
                 reference=reference_logprobs(_e),
-                code=code("training.launch_dpo", script="train_dpo"),
+                code=code("training.launch_dpo", "states", script="train_dpo"),
             output:
                 folders=[directory(results(f"models/dpo/{_e}/{t}/seed{s}")) for t, s in dpo_members(_e)],
             log:

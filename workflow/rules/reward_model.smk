@@ -15,7 +15,7 @@ if STUDY.process_per == "model":
         input:
             shards=lambda w: [shards_for(w.experiment, w.truncation)],
             base=lambda w: results(f"models/base/{STUDY.reward_models[w.experiment].model}"),
-            code=code("training.launch", script="train_reward_models"),
+            code=code("training.launch", "states", script="train_reward_models"),
         output:
             folders=directory(results("models/reward/{experiment}/{truncation}/seed{seed}")),
         log:
@@ -73,7 +73,7 @@ else:
             input:
                 shards=[shards_for(_e, t) for t, s in _members],
                 base=results(f"models/base/{_spec.model}"),
-                code=code("training.launch", script="train_reward_models"),
+                code=code("training.launch", "states", script="train_reward_models"),
             output:
                 folders=[directory(model_folder(_e, t, s)) for t, s in _members],
             log:

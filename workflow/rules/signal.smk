@@ -65,7 +65,7 @@ rule score_base_logprobs:
     input:
         model=results("models/base/{model}"),
         tokens=results("data/{dataset}/tokens/{model}.parquet"),
-        code=code("signal.logprob_files", script="score_logprobs"),
+        code=code("signal.logprob_files", "states", script="score_logprobs"),
     output:
         logprobs=results("logprobs/base/{model}/{dataset}.parquet"),
     log:
@@ -89,7 +89,7 @@ rule score_dpo_logprobs:
     input:
         model=results("models/dpo/{experiment}/{truncation}/seed{seed}"),
         tokens=lambda w: results(f"data/{w.dataset}/tokens/{STUDY.dpo[w.experiment].model}.parquet"),
-        code=code("signal.logprob_files", script="score_logprobs"),
+        code=code("signal.logprob_files", "states", script="score_logprobs"),
     output:
         logprobs=results("logprobs/dpo/{experiment}/{truncation}/seed{seed}/{dataset}.parquet"),
     log:

@@ -10,7 +10,7 @@ with job(snakemake):
     from shallow_signals.decoding.runs import decode
     from shallow_signals.files import write_json
     from shallow_signals.provenance import content_hash, sidecar
-    from shallow_signals.training.resume import state_folder
+    from shallow_signals.states import state_folder
 
     torch.set_num_threads(snakemake.threads)
     paths = {name: Path(snakemake.input[name]) for name in ("policy", "reference", "instructions")}

@@ -7,8 +7,8 @@ with job(snakemake):
 
     import pandas as pd
 
+    from shallow_signals.config.implicit import ImplicitReward
     from shallow_signals.config.statistics import Statistics
-    from shallow_signals.config.study import ImplicitReward
     from shallow_signals.files import write_text
     from shallow_signals.signal.curves import COLUMNS, accuracy_curves
     from shallow_signals.signal.ratios import read_ratios

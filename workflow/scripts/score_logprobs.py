@@ -10,7 +10,7 @@ with job(snakemake):
     from shallow_signals.files import write_json
     from shallow_signals.provenance import content_hash, sidecar
     from shallow_signals.signal.logprob_files import score_logprobs
-    from shallow_signals.training.resume import state_folder
+    from shallow_signals.states import state_folder
 
     torch.set_num_threads(snakemake.threads)
     out, params = Path(snakemake.output.logprobs), snakemake.params.scoring

@@ -7,8 +7,8 @@ with job(snakemake):
 
     from shallow_signals.files import write_json
     from shallow_signals.provenance import content_hash, sidecar
+    from shallow_signals.states import state_folder
     from shallow_signals.training.launch_dpo import DPOJob, train_dpo
-    from shallow_signals.training.resume import state_folder
 
     settings = snakemake.params.training
     shared = {"base": Path(snakemake.input.base)}

@@ -7,8 +7,8 @@ with job(snakemake):
 
     from shallow_signals.files import write_json
     from shallow_signals.provenance import content_hash, sidecar
+    from shallow_signals.states import state_folder
     from shallow_signals.training.launch import RewardJob, train_reward_model
-    from shallow_signals.training.resume import state_folder
 
     base, settings = Path(snakemake.input.base), snakemake.params.training
     fixed = {"base": content_hash(base)}

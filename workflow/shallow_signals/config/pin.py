@@ -27,7 +27,9 @@ def open_revisions(study: Study) -> list[tuple[str, str]]:
         d.source for d in study.datasets.values() if isinstance(d.source, HubSource)
     ]
     sets += [i.source for i in study.instructions.values() if isinstance(i.source, HubInstructions)]
-    sets += [c.length_control for c in study.alpacaeval.values() if c.length_control.gamed]
+    sets += [
+        c.length_control for c in study.alpacaeval.values() if c.length_control.gamed or c.length_control.difficulty
+    ]
     models = [m.source for m in study.models.values() if isinstance(m.source, HubModel)]
     found = [(s.repo, "dataset") for s in sets if s.revision is None]
     found += [(m.repo, "model") for m in models if m.revision is None]

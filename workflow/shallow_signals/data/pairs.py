@@ -67,3 +67,8 @@ def pair_id(pair: Pair) -> str:
 def uniform_hash(*parts: object) -> float:
     """A number in [0, 1) that depends on the parts only; draws splits and subsets without an order."""
     return int(content_id(*parts)[:13], 16) / 16**13
+
+
+def half_of(prompt: str) -> int:
+    """1 or 2: the half of the prompts (by their `prompt_id`) that the truncations `half1` and `half2` train on."""
+    return 1 if uniform_hash("half", prompt) < 0.5 else 2

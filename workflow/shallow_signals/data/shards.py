@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from shallow_signals.config.truncation import Truncation
-from shallow_signals.data.pairs import PAIRS, uniform_hash
+from shallow_signals.data.pairs import PAIRS, half_of, uniform_hash
 from shallow_signals.data.truncate import kept_characters, kept_range, nominal_range
 from shallow_signals.files import InputError, read_parquet, write_json, write_parquet
 
@@ -237,7 +237,7 @@ def _within_budget(table: pa.Table, budget: int, counts: Counter[str]) -> pa.Tab
 
 def _one_half(table: pa.Table, number: int, counts: Counter[str]) -> pa.Table:
     """The pairs of the first (1) or second (2) half of the prompts."""
-    mine = [(uniform_hash("half", prompt) < 0.5) == (number == 1) for prompt in table["prompt_id"].to_pylist()]
+    mine = [half_of(prompt) == number for prompt in table["prompt_id"].to_pylist()]
     counts["other_half"] += mine.count(False)
     counts["pairs"] += mine.count(False)
     return table.filter(pa.array(mine, pa.bool_()))

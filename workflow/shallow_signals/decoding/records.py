@@ -56,6 +56,13 @@ class Generation:
         return self.tokens[:-1] if self.ended else self.tokens
 
 
+def as_texts(tokenizer: Any, generations: Sequence[Generation]) -> list[str]:
+    """Responses as text, without the token that ended them and without special tokens."""
+    ids = [generation.response.tolist() for generation in generations]
+    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return texts
+
+
 def to_table(generations: Sequence[Generation]) -> pa.Table:
     """A table of schema `GENERATIONS`, one row a response."""
     columns = {name: pa.array([getattr(g, name) for g in generations], kind) for name, kind in _FIELDS}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,18 +18,19 @@ from shallow_signals.data.pairs import uniform_hash
 from shallow_signals.decoding import strategies
 from shallow_signals.decoding.kl import continuations
 from shallow_signals.decoding.pair import pair_models
-from shallow_signals.decoding.records import GENERATIONS, Generation, to_table
+from shallow_signals.decoding.records import GENERATIONS, as_texts, to_table
 from shallow_signals.decoding.sampler import generate
 from shallow_signals.decoding.strategies import Fallback, Strategy
 from shallow_signals.decoding.texts import text_kl
 from shallow_signals.files import InputError, read_parquet, write_parquet
 from shallow_signals.models.load import load_causal_lm, load_tokenizer, pick_compute_dtype, pick_device
-from shallow_signals.models.templates import Bos, end_ids, prompt_ids, prompt_text, read_template
+from shallow_signals.models.templates import Bos, end_ids, read_template, render_prompts
+from shallow_signals.models.tree import TOKEN_BUDGET
 from shallow_signals.provenance import content_hash
+from shallow_signals.states import forget_states
 
 Compute = Literal["auto", "float32", "bfloat16"]
 ADAPTER = "adapter"  # folder of a policy's adapter, beside its merged weights
-TOKEN_BUDGET = {"cuda": 32768, "cpu": 4096}  # of a batch of given texts, padding included
 RESPONSES = GENERATIONS.append(pa.field("text", pa.string()))
 TEXTS = pa.schema(
     [
@@ -126,11 +126,12 @@ def decode(
     """
     started = time.monotonic()
     models = load_models(policy, reference, compute)
+    tokenizer = models.tokenizers[0]
     table = read_parquet(instructions, ["instruction_id", "prompt"])
     made = generate(
         models.policy,
         models.reference,
-        _prompts(models.tokenizers[0], bos, table["prompt"].to_pylist()),
+        render_prompts(tokenizer, read_template(tokenizer, bos), table["prompt"].to_pylist()),
         [strategies.policy()] if controls is None else sweep(**controls),
         max_new_tokens=max_new_tokens,
         end_ids=models.ends,
@@ -142,8 +143,8 @@ def decode(
         state=state,
         progress=True,
     )
-    write_parquet(out, to_table(made).append_column("text", pa.array(_texts(models.tokenizers[0], made), pa.string())))
-    _drop_states(out)
+    write_parquet(out, to_table(made).append_column("text", pa.array(as_texts(tokenizer, made), pa.string())))
+    forget_states(state)
     return {
         "responses": len(made),
         "cut_off": sum(not generation.ended for generation in made),
@@ -215,7 +216,7 @@ def read_texts(
         kl = generation.kl_policy_reference
         found.append({"text": "continued", "prompt_id": chosen[i]["prompt_id"], "start": prefix, "kl": kl})
     write_parquet(out, pa.Table.from_pylist(found, schema=TEXTS))
-    _drop_states(out)
+    forget_states(state)
     return {
         "pairs": len(chosen),
         "left_out_without_room": int((~fits).sum()),
@@ -223,20 +224,3 @@ def read_texts(
         "too_short_to_continue": len(chosen) - len(kept),
         "shared_weights": models.reference is None,
     }
-
-
-def _drop_states(out: Path) -> None:
-    """Remove the finished batches that `out` now holds, and those of runs with other parameters that it replaces."""
-    for state in out.parent.glob(f".{out.name}.state-*"):
-        shutil.rmtree(state, ignore_errors=True)
-
-
-def _prompts(tokenizer: Any, bos: Bos, prompts: Sequence[Any]) -> list[list[int]]:
-    template = read_template(tokenizer, bos)
-    return prompt_ids(tokenizer, template, [prompt_text(tokenizer, template, prompt) for prompt in prompts])
-
-
-def _texts(tokenizer: Any, generations: Sequence[Generation]) -> list[str]:
-    ids = [generation.response.tolist() for generation in generations]
-    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return texts

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from shallow_signals.data.pairs import content_id
-from shallow_signals.decoding.records import Generation
+from shallow_signals.decoding.records import as_texts
 from shallow_signals.evaluation.alpaca_files import write_outputs
 from shallow_signals.files import read_parquet
 from shallow_signals.models.load import load_causal_lm, load_tokenizer, pick_compute_dtype, pick_device
-from shallow_signals.models.templates import Bos, end_ids, prompt_ids, prompt_text, read_template
+from shallow_signals.models.templates import Bos, end_ids, read_template, render_prompts
 
 Engine = Literal["transformers", "vllm"]
 
@@ -47,8 +45,7 @@ def generate_outputs(
     ids = table["instruction_id"].to_pylist()
     tokenizer = load_tokenizer(model)
     template = read_template(tokenizer, bos)
-    texts = [prompt_text(tokenizer, template, prompt) for prompt in table["prompt"].to_pylist()]
-    prompts = prompt_ids(tokenizer, template, texts)
+    prompts = render_prompts(tokenizer, template, table["prompt"].to_pylist())
     ends = end_ids(model, tokenizer, template)
     dtype = pick_compute_dtype(compute)
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "end_ids": ends, "seed": seed, "greedy": greedy}
@@ -98,16 +95,3 @@ def generate_outputs(
         "compute": str(dtype).removeprefix("torch."),
         "seconds": round(time.monotonic() - started, 1),
     }
-
-
-def as_texts(tokenizer: Any, generations: Sequence[Generation]) -> list[str]:
-    """Responses as text, without the token that ended them and without special tokens."""
-    ids = [generation.response.tolist() for generation in generations]
-    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return texts
-
-
-def forget(state: Path) -> None:
-    """Drop the finished batches in `state`, once all outputs of a job are there, and those of other parameters."""
-    for folder in state.parent.glob(f"{state.name.rpartition('-')[0]}-*"):
-        shutil.rmtree(folder, ignore_errors=True)

@@ -18,10 +18,9 @@ from shallow_signals.models.load import (
     pick_device,
 )
 from shallow_signals.models.templates import read_template
-from shallow_signals.models.tree import Row, Segment, batch_rows, row_length
+from shallow_signals.models.tree import TOKEN_BUDGET, Row, Segment, batch_rows, row_length
 
 SIDES = ("chosen", "rejected")
-TOKEN_BUDGET = {"cuda": 32768, "cpu": 4096}  # of a batch, padding included
 SHARED = 8  # responses that share one reading of their prompt
 
 Progress = Callable[[int, int], None]  # tokens read so far, tokens in all

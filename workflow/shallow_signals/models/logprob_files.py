@@ -20,7 +20,6 @@ from shallow_signals.models.logprobs import Ints, ResponseLogprobs
 GROUP = 512  # pairs whose results are written together
 KEYS = ["pair_id", "cluster", "subset"]
 READ = ["prompt_ids", "chosen_ids", "rejected_ids"]
-TOKEN_BUDGET = {"cuda": 32768, "cpu": 4096}  # of a batch, padding included
 
 _IDS = pa.list_(pa.int32())
 _FLOATS = pa.list_(pa.float32())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -66,7 +66,12 @@ def read_template(tokenizer: Any, bos: Bos) -> Template:
 def render_prompt(tokenizer: Any, messages: Sequence[Message], bos: Bos) -> list[int]:
     """Token ids of one prompt with its generation prompt; see `read_template` for BOS."""
     template = read_template(tokenizer, bos)
-    return prompt_ids(tokenizer, template, [prompt_text(tokenizer, template, messages)])[0]
+    return render_prompts(tokenizer, template, [messages])[0]
+
+
+def render_prompts(tokenizer: Any, template: Template, prompts: Iterable[Sequence[Message]]) -> list[list[int]]:
+    """The same of many prompts, read with one `template`."""
+    return prompt_ids(tokenizer, template, [prompt_text(tokenizer, template, messages) for messages in prompts])
 
 
 def prompt_text(tokenizer: Any, template: Template, messages: Sequence[Message]) -> str:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from shallow_signals.files import InputError
 
+TOKEN_BUDGET = {"cuda": 32768, "cpu": 4096}  # of a batch that is only read, padding included
+
 
 @dataclass(frozen=True)
 class Segment:

@@ -13,7 +13,7 @@ from shallow_signals.config.truncation import parse
 from shallow_signals.evaluation.curves import COLUMNS
 from shallow_signals.files import InputError
 from shallow_signals.paper.layout import label_of
-from shallow_signals.paper.style import GREY, PAGE, PALETTE, SIDE_COLOURS, figure, percent_axis, save
+from shallow_signals.paper.style import GREY, PAGE, PALETTE, SIDE_COLOURS, figure, legend, percent_axis, save
 
 ACROSS = 3
 _OTHERS = {"min_length": PALETTE[3], "pairs": PALETTE[4]}
@@ -42,12 +42,7 @@ def draw_reward_by_cut(table: Path, outputs: Sequence[Path]) -> None:
             row[0].set_ylabel("accuracy (%)")
         for panel in panels[max(0, len(names) - ACROSS) : len(names)]:
             panel.set_xlabel("share of each response read (%)")
-        handles = {
-            text: line for panel in panels for line, text in zip(*panel.get_legend_handles_labels(), strict=True)
-        }
-        made.legend(
-            handles.values(), handles.keys(), loc="outside upper center", ncols=min(5, len(handles)), title="trained on"
-        )
+        legend(made, panels, 5, title="trained on")
         save(made, outputs)
 
 

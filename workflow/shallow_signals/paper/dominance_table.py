@@ -11,12 +11,22 @@ import pandas as pd
 
 from shallow_signals.config.statistics import Statistics
 from shallow_signals.evaluation.dominance import Against
+from shallow_signals.evaluation.statistics import Estimate
 from shallow_signals.files import write_text
-from shallow_signals.paper.render import DASH, escape
+from shallow_signals.paper.layout import Cell, Row, Table
+from shallow_signals.paper.render import DASH, to_latex, to_markdown
 
 COLUMNS = ["label", "kind", "strategy", "against", "quantity", "kl", "value", "baseline", "difference", "low", "high"]
 COLUMNS += ["prompts", "verdict", "method"]
-_HEADS = ("Decoding", "Strategy", "KL (nats)", "Against", "Of", "Value", "Mixing's", "Difference", "Verdict")
+_HEADS = (
+    ("kl", "KL (nats)"),
+    ("against", "Against"),
+    ("quantity", "Of"),
+    ("value", "Value"),
+    ("baseline", "Mixing's"),
+    ("difference", "Difference"),
+    ("verdict", "Verdict"),
+)
 
 
 def write_dominance(found: Mapping[str, Sequence[Against]], settings: Statistics, stem: Path) -> None:
@@ -24,9 +34,10 @@ def write_dominance(found: Mapping[str, Sequence[Against]], settings: Statistics
     rows = [_row(label, against) for label, line in found.items() for against in line]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     write_text(stem.with_suffix(".csv"), frame.to_csv(index=False))
-    notes = _notes(rows, settings)
-    write_text(stem.with_suffix(".md"), _markdown(rows, notes))
-    write_text(stem.with_suffix(".tex"), _latex(rows, notes))
+    gaps = [against.difference for line in found.values() for against in line]
+    table = _table(rows, gaps, _notes(rows, settings))
+    write_text(stem.with_suffix(".md"), to_markdown(table))
+    write_text(stem.with_suffix(".tex"), to_latex(table))
 
 
 def _row(label: str, against: Against) -> dict[str, Any]:
@@ -50,39 +61,25 @@ def _notes(rows: Iterable[Mapping[str, Any]], settings: Statistics) -> list[str]
     ]
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    def number(value: Any, sign: str = "") -> str:
-        return DASH if value is None or math.isnan(value) else f"{value:{sign}.3f}"
+def _table(rows: Sequence[Mapping[str, Any]], gaps: Sequence[Estimate | None], notes: Sequence[str]) -> Table:
+    def number(value: float) -> Cell:
+        return Cell(text=DASH if math.isnan(value) else f"{value:.3f}")
 
-    gap = number(row["difference"], "+")
-    if gap != DASH and not math.isnan(row["low"]):
-        gap += f" [{row['low']:+.3f}, {row['high']:+.3f}]"
-    middle = [row["against"], row["quantity"], number(row["value"]), number(row["baseline"])]
-    return [row["label"], row["strategy"], number(row["kl"]), *middle, gap, row["verdict"]]
-
-
-def _markdown(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
-    lines = ["## Dominance", "", "| " + " | ".join(_HEADS) + " |", "|" + "---|" * len(_HEADS)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(row)) + " |" for row in rows]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
-
-
-def _latex(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
-    body = [" & ".join(map(escape, _cells(row))) + r" \\" for row in rows]
     lines = [
-        r"% needs: \usepackage{booktabs} \usepackage{graphicx}",
-        r"\begin{table}",
-        r"\centering",
-        r"\resizebox{\textwidth}{!}{%",
-        r"\begin{tabular}{llrllrrrl}",
-        r"\toprule",
-        " & ".join(map(escape, _HEADS)) + r" \\",
-        r"\midrule",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}}",
-        r"\caption{Controlled decoding against mixing. " + " ".join(map(escape, notes)) + "}",
-        r"\label{tab:dominance}",
-        r"\end{table}",
+        Row(
+            row["label"],
+            row["strategy"],
+            (
+                number(row["kl"]),
+                Cell(text=row["against"]),
+                Cell(text=row["quantity"]),
+                number(row["value"]),
+                number(row["baseline"]),
+                Cell(gap) if gap else Cell(text=DASH),
+                Cell(text=row["verdict"]),
+            ),
+        )
+        for row, gap in zip(rows, gaps, strict=True)
     ]
-    return "\n".join(lines) + "\n"
+    caption = "Controlled decoding against mixing."
+    return Table("dominance", caption, ("Decoding", "Strategy"), _HEADS, tuple(lines), tuple(notes), unit="Prompts")

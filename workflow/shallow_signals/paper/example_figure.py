@@ -19,7 +19,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
-from shallow_signals.files import InputError
+from shallow_signals.paper.gather import read_gathered
 from shallow_signals.paper.style import GREY, PAGE, PALETTE, canvas, save
 from shallow_signals.signal.token_lines import CUT, WIDTH, token_lines
 
@@ -62,9 +62,7 @@ def draw_examples(table: Path, outputs: Sequence[Path]) -> None:
 
     Raises `InputError` for a table that lacks a column.
     """
-    frame = pd.read_csv(table, keep_default_na=False, na_values={"log_ratio": [""], "kept": [""]})
-    if missing := _NEEDED - set(frame.columns):
-        raise InputError(f"{table}: no column {', '.join(sorted(missing))}; gather it again")
+    frame = read_gathered(table, _NEEDED, keep_default_na=False, na_values={"log_ratio": [""], "kept": [""]})
     limit = float(np.quantile(frame["log_ratio"].dropna().abs(), 0.975)) or 1.0
     panels = [part for _, part in frame.groupby(["label", "kind"], sort=False)]
     height = _MARGIN + sum(map(_height, panels)) + 36

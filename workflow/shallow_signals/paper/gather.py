@@ -1,9 +1,10 @@
-"""One table of what a figure shows, put together from the tables of what it shows."""
+"""One table of what a figure shows: put together, and read again to be drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -20,3 +21,11 @@ def gather(tables: Iterable[tuple[str, str]], output: Path) -> None:
         raise InputError(f"{output}: there is nothing to show; name it in `figures` of the configuration")
     frame = pd.concat(frames)
     write_text(output, frame[["label", *frame.columns.drop("label")]].to_csv(index=False))
+
+
+def read_gathered(table: Path, needed: Collection[str], **options: Any) -> pd.DataFrame:
+    """A figure's table (`options` as `pandas.read_csv` takes them); one that lacks a column is an `InputError`."""
+    frame: pd.DataFrame = pd.read_csv(table, **options)
+    if missing := set(needed) - set(frame.columns):
+        raise InputError(f"{table}: no column {', '.join(sorted(missing))}; gather it again")
+    return frame

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from shallow_signals.files import InputError
+from shallow_signals.paper.gather import read_gathered
 from shallow_signals.paper.style import (
     GREY,
     PAGE,
@@ -18,6 +18,7 @@ from shallow_signals.paper.style import (
     SIDE_MARKERS,
     band,
     figure,
+    legend,
     percent_axis,
     save,
 )
@@ -41,9 +42,7 @@ def draw_implicit_rewards(table: Path, outputs: Sequence[Path]) -> None:
 
     Raises `InputError` for a table that lacks a column.
     """
-    frame = pd.read_csv(table)
-    if missing := _NEEDED - set(frame.columns):
-        raise InputError(f"{table}: no column {', '.join(sorted(missing))}; gather it again")
+    frame = read_gathered(table, _NEEDED)
     labels = list(dict.fromkeys(frame["label"]))
     with figure(len(labels), 2, width=PAGE, height=2.5 * len(labels) + 0.8) as (made, axes):
         for (left, right), label in zip(axes, labels, strict=True):
@@ -59,9 +58,7 @@ def draw_implicit_rewards(table: Path, outputs: Sequence[Path]) -> None:
                 panel.set_ylim(low, high)
         axes[-1][0].set_xlabel("share of each response's tokens read (%)")
         axes[-1][1].set_xlabel("tokens of each response read")
-        found = (panel.get_legend_handles_labels() for panel in axes[:, 0])
-        handles = {name: line for lines, names in found for line, name in zip(lines, names, strict=True)}
-        made.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
+        legend(made, axes[:, 0], 3)
         save(made, outputs)
 
 

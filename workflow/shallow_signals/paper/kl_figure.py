@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
-from shallow_signals.files import InputError
-from shallow_signals.paper.style import GREY, PAGE, PALETTE, band, figure, save
+from shallow_signals.paper.gather import read_gathered
+from shallow_signals.paper.style import GREY, PAGE, PALETTE, band, figure, legend, save
 
 LOOKS = {
     "own": (PALETTE[0], "policy's own samples"),
@@ -27,20 +26,14 @@ def draw_kl(table: Path, outputs: Sequence[Path]) -> None:
 
     Raises `InputError` for a table that lacks a column.
     """
-    frame = pd.read_csv(table)
-    if missing := _NEEDED - set(frame.columns):
-        raise InputError(f"{table}: no column {', '.join(sorted(missing))}; gather it again")
+    frame = read_gathered(table, _NEEDED)
     labels = list(dict.fromkeys(frame["label"]))
     with figure(2, len(labels), width=PAGE, height=3.8, height_ratios=[3, 1]) as (made, axes):
         for number, label in enumerate(labels):
             _column(axes[0][number], axes[1][number], frame[frame["label"] == label], label)
         axes[0][0].set_ylabel("KL(policy || reference), nats")
         axes[1][0].set_ylabel("texts")
-        found: dict[str, Any] = {}
-        for panel in axes[0]:
-            for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
-                found.setdefault(name, handle)
-        made.legend(list(found.values()), list(found), loc="outside upper center", ncols=3)
+        legend(made, axes[0], 3)
         save(made, outputs)
 
 

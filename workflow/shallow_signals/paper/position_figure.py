@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 
-from shallow_signals.files import InputError
-from shallow_signals.paper.style import GREY, PALETTE, SIDE_COLOURS, band, figure, percent_axis, save
+from shallow_signals.paper.gather import read_gathered
+from shallow_signals.paper.style import GREY, PALETTE, SIDE_COLOURS, band, figure, legend, percent_axis, save
 
 _NEEDED = {"label", "quantity", "measure", "axis", "x", "value", "low", "high", "n", "seeds"}
 _CLASSES = {"shifted": (PALETTE[1], "rank above 3"), "marginal": (PALETTE[4], "rank 2-3")}
@@ -25,9 +25,7 @@ def draw_position(table: Path, outputs: Sequence[Path]) -> None:
     the first tokens reach, beside their share of all tokens; right the shares of tokens whose likeliest one differs.
     Raises `InputError` for a table that lacks a column.
     """
-    frame = pd.read_csv(table)
-    if missing := _NEEDED - set(frame.columns):
-        raise InputError(f"{table}: no column {', '.join(sorted(missing))}; gather it again")
+    frame = read_gathered(table, _NEEDED)
     labels = list(dict.fromkeys(frame["label"]))
     height = 2.4 * len(labels) + 0.5
     with figure(2 * len(labels), 3, height=height, height_ratios=[1, 0.26] * len(labels)) as (made, axes):
@@ -49,9 +47,7 @@ def draw_position(table: Path, outputs: Sequence[Path]) -> None:
             below[2].set_ylabel("resp. (%)")
         for panel in axes[-1]:
             panel.set_xlabel("position (tokens)")
-        found = (panel.get_legend_handles_labels() for panel in axes[0])
-        lines = [line for handles, names in found for line in zip(handles, names, strict=True)]
-        made.legend(*zip(*lines, strict=True), loc="outside upper center", ncols=4)
+        legend(made, axes[0], 4)
         save(made, outputs)
 
 

@@ -5,7 +5,7 @@ Figures are built from `Figure` itself, without pyplot: no display, no global st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,16 @@ def save(made: Figure, paths: Sequence[Path]) -> None:
             raise InputError(f"{path}: figures are written as .png or .pdf; name the file accordingly")
         with replacing(path) as partial:
             made.savefig(partial, format=path.suffix[1:], dpi=DPI, metadata=nothing[path.suffix])
+
+
+def legend(made: Figure, panels: Iterable[Axes], columns: int, **options: Any) -> None:
+    """One legend above all panels, of at most `columns`; what several of them show stands in it once."""
+    found: dict[str, Any] = {}
+    for panel in panels:
+        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    columns = min(columns, len(found))
+    made.legend(list(found.values()), list(found), loc="outside upper center", ncols=columns, **options)
 
 
 def percent_axis(axes: Axes) -> None:

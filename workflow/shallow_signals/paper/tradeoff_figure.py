@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
 from shallow_signals.evaluation.tradeoff import COLUMNS
-from shallow_signals.files import InputError
-from shallow_signals.paper.style import GREY, PAGE, figure, save
+from shallow_signals.paper.gather import read_gathered
+from shallow_signals.paper.style import GREY, PAGE, figure, legend, save
 
 # Colours and markers are the paper's: blue dots, red triangles, green squares.
 LOOKS = {
@@ -25,19 +24,13 @@ ENDS = {"reference": "reference", "policy": "policy"}
 
 def draw_tradeoff(table: Path, outputs: Sequence[Path]) -> None:
     """Draw a table of `evaluation.tradeoff.point_row`s, a panel for each label; `InputError` for a missing column."""
-    frame = pd.read_csv(table)
-    if missing := set(COLUMNS) - set(frame.columns):
-        raise InputError(f"{table}: no column {', '.join(sorted(missing))}; gather it again")
+    frame = read_gathered(table, COLUMNS)
     labels = list(dict.fromkeys(frame["label"]))
     with figure(1, len(labels), width=PAGE, height=3.2) as (made, axes):
         for panel, label in zip(axes[0], labels, strict=True):
             _panel(panel, frame[frame["label"] == label], label)
         axes[0][0].set_ylabel("reward")
-        found: dict[str, Any] = {}
-        for panel in axes[0]:
-            for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
-                found.setdefault(name, handle)
-        made.legend(list(found.values()), list(found), loc="outside upper center", ncols=5)
+        legend(made, axes[0], 5)
         save(made, outputs)
 
 

@@ -21,6 +21,7 @@ class Lengths:
     rejected: Counts
     pairs: float
     closing: int
+    half: NDArray[np.int64] | None = None  # of the prompts, 1 or 2, where the pairs themselves are known
 
     @property
     def weight(self) -> float:
@@ -35,7 +36,11 @@ def cut(lengths: Lengths, truncation: Truncation) -> Lengths:
         share = _kept(chosen, truncation) + _kept(rejected, truncation)
         return replace(lengths, pairs=lengths.pairs * float(share.sum() / (chosen + rejected).sum()))
     if truncation.kind == "half":
-        return replace(lengths, pairs=lengths.pairs / 2)
+        if lengths.half is None:
+            return replace(lengths, pairs=lengths.pairs / 2)
+        mine = lengths.half == truncation.number
+        parts = {name: getattr(lengths, name)[mine] for name in ("prompt", "chosen", "rejected", "half")}
+        return replace(lengths, **parts, pairs=lengths.pairs * float(mine.mean()))
     if truncation.kind == "min_length":
         shorter = np.minimum(chosen, rejected)
         return replace(lengths, chosen=shorter, rejected=shorter)

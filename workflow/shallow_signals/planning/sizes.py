@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from shallow_signals.config.planning import ModelShape
 from shallow_signals.config.sources import FolderModel, PackagedModel, PlantedSource, TinyModel
 from shallow_signals.config.study import Study
+from shallow_signals.data.pairs import half_of
 from shallow_signals.files import InputError, read_parquet
 from shallow_signals.planning.lengths import Lengths
 from shallow_signals.planning.shape import read_shape, tiny_shape
@@ -142,7 +143,8 @@ def _of_tokens(table: pa.Table, closing: list[int], counts: dict[str, int] | Non
             for name in ("prompt", "chosen", "rejected")
         )
         pairs = counts[split] if counts else part.num_rows
-        found[split] = Lengths(prompt, chosen, rejected, pairs, len(closing))
+        half = np.array([half_of(name) for name in part["prompt_id"].to_pylist()], dtype=np.int64)
+        found[split] = Lengths(prompt, chosen, rejected, pairs, len(closing), half)
     return found
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from shallow_signals.config.implicit import ImplicitReward
 from shallow_signals.config.statistics import Statistics
-from shallow_signals.config.study import ImplicitReward
 from shallow_signals.evaluation.statistics import UNIT, Estimate, cluster_bootstrap_mean, paired_difference
 from shallow_signals.signal import implicit
 from shallow_signals.signal.implicit import Doubles, PairRatios

@@ -22,7 +22,6 @@ from shallow_signals.models.logprob_files import (
     KEYS,
     LOGPROBS,
     READ,
-    TOKEN_BUDGET,
     logprob_columns,
     make_groups,
     read_groups,
@@ -30,7 +29,7 @@ from shallow_signals.models.logprob_files import (
 )
 from shallow_signals.models.logprobs import PairTokens, pair_row, score_rows
 from shallow_signals.models.templates import Bos, read_template
-from shallow_signals.models.tree import Row, row_length
+from shallow_signals.models.tree import TOKEN_BUDGET, Row, row_length
 from shallow_signals.provenance import content_hash
 
 __all__ = ["read_logprobs", "score_logprobs"]

@@ -20,7 +20,8 @@ from shallow_signals.decoding.texts import Text, text_kl
 from shallow_signals.evaluation.statistics import UNIT, cluster_bootstrap_mean
 from shallow_signals.files import read_parquet
 from shallow_signals.models.load import load_causal_lm, pick_device
-from shallow_signals.models.logprob_files import READ, TOKEN_BUDGET
+from shallow_signals.models.logprob_files import READ
+from shallow_signals.models.tree import TOKEN_BUDGET
 from shallow_signals.signal.position_table import row
 from shallow_signals.signal.ratios import Part, clusters_of
 

@@ -19,8 +19,9 @@ from trl import DPOConfig, DPOTrainer
 from shallow_signals.config.recipes import DPORecipe
 from shallow_signals.files import InputError
 from shallow_signals.models.load import load_causal_lm
-from shallow_signals.models.logprob_files import TOKEN_BUDGET, read_settings
+from shallow_signals.models.logprob_files import read_settings
 from shallow_signals.models.templates import Bos
+from shallow_signals.models.tree import TOKEN_BUDGET
 from shallow_signals.models.vocabulary import last_hidden, learned_logprobs
 from shallow_signals.training.fast import FastPairTrainer, as_pairs
 from shallow_signals.training.pairs import PairIds, response_targets

@@ -14,21 +14,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from shallow_signals.config.hashing import config_hash
 from shallow_signals.files import InputError, replacing_folder, write_json
 
 COMPLETE = "complete.json"
 FINISHED = "finished.json"
 MODEL = "model"
-
-
-def state_folder(out: Path, params: Mapping[str, Any], hashes: Mapping[str, str]) -> Path:
-    """A hidden sibling of `out` for resumable states, named by the parameters and the inputs' content hashes.
-
-    Another recipe, seed or data set never meets a state that is not its own.
-    """
-    key = config_hash({"params": dict(params), "inputs": dict(hashes)})
-    return out.parent / f".{out.name}.state-{key}"
 
 
 class MarkComplete(TrainerCallback):  # type: ignore[misc]
