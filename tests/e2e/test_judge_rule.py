@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from judge_server import JudgeServer
 from shallow_signals.evaluation.alpaca_files import read_annotations, read_outputs
@@ -32,8 +33,11 @@ def copy(finished: Workflow, tmp_path: Path) -> Workflow:
 def ask_at(copy: Workflow, url: str) -> None:
     """Let the micro study's judge be a service."""
     path = copy.folder / "micro.yaml"
-    judge = f"truth: {{kind: api, model: gpt-4o-2024-08-06, input_price: 2.5, output_price: 10, base_url: '{url}'}}"
-    path.write_text(path.read_text().replace("truth: {kind: planted, dataset: one}", judge))
+    study = yaml.safe_load(path.read_text(encoding="utf-8"))
+    prices = {"input_price": 2.5, "output_price": 10}
+    study["judges"]["service"] = {"kind": "api", "model": "gpt-4o-2024-08-06", "base_url": url, **prices}
+    study["alpacaeval"]["one"]["judge"] = "service"
+    path.write_text(yaml.safe_dump(study), encoding="utf-8")
 
 
 def test_the_api_judge_as_a_rule(copy: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,23 +180,16 @@ def targets():
 
 
 def unpinned():
-    """Hub repositories of this run whose revision is unknown."""
-    rewards = [STUDY.reward_models[e] for e in trained_experiments()]
-    implicit = [STUDY.implicit_rewards[i] for i in implicit_rewards()]
-    compared = [STUDY.alpacaeval[c] for c in comparisons()]
-    decoded = [STUDY.decoding[d] for d in decodings()]
-    used = rewards + [STUDY.dpo[e] for e in dpo_experiments()]
-    sets = {e.dataset for e in used} | {STUDY.benchmarks[b].dataset for e in rewards for b in e.benchmarks}
-    sets |= {STUDY.probes[p].dataset for p in STUDY.probe} | {i.dataset for i in implicit}
-    sets |= {d.texts for d in decoded if d.texts}
-    models = {e.model for e in used} | {
-        STUDY.judges[j].model for j in judges() if STUDY.judges[j].kind == "model"
+    """Hub repositories whose revision is unknown, among those that the planned jobs read."""
+    read_by = {
+        "ingest_dataset": lambda w: STUDY.datasets[w.dataset].source,
+        "prepare_instructions": lambda w: STUDY.instructions[w.instructions].source,
+        "provide_model": lambda w: STUDY.models[w.model].source,
+        "fetch_length_control": lambda w: STUDY.alpacaeval[w.comparison].length_control,
     }
-    models |= {m for i in [*implicit, *decoded] for m in (i.policy, i.reference) if m in STUDY.models}
-    sources = [STUDY.datasets[d].source for d in sets] + [STUDY.models[m].source for m in models]
-    sources += [STUDY.instructions[c.instructions].source for c in [*compared, *decoded]]
-    hub = [s for s in sources if s.kind == "hub" and not os.path.isdir(s.repo)]
-    hub += [c.length_control for c in compared if c.length_control.gamed or c.length_control.difficulty]
+    jobs = workflow.dag.needrun_jobs()
+    sources = [read_by[job.rule.name](job.wildcards) for job in jobs if job.rule.name in read_by]
+    hub = [s for s in sources if getattr(s, "repo", None) and not os.path.isdir(s.repo)]
     return sorted({s.repo for s in hub if s.revision is None and s.repo not in PINS})
 
 
