@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -92,6 +94,24 @@ def test_shuffled_labels_must_be_right_half_the_time() -> None:
     checks.require(shuffled(0.5))
     with pytest.raises(CheckFailed, match="shuffled front/5 shuffles"):
         checks.require(shuffled(0.3))
+
+
+def curves(path: Path, accuracy: float, shuffles: int = 5) -> Path:
+    """The controls' rows of a table of curves."""
+    rows = [("shuffled", accuracy, accuracy - 0.05, accuracy + 0.05, shuffles), ("flipped", 0.51, 0.45, 0.57, 1)]
+    frame = pd.DataFrame(rows, columns=["curve", "accuracy", "low", "high", "seeds"])
+    frame.assign(n=300).to_csv(path, index=False)
+    return path
+
+
+def test_policies_of_shuffled_labels_must_be_right_half_the_time(tmp_path: Path) -> None:
+    good = checks.shuffled_policy_checks({"one": curves(tmp_path / "good.csv", 0.52)})
+    assert [check.check for check in good] == ["shuffled", "flipped"]
+    checks.require(good)
+    with pytest.raises(CheckFailed, match="shuffled implicit reward one/5 shuffles"):
+        checks.require(checks.shuffled_policy_checks({"one": curves(tmp_path / "bad.csv", 0.58)}))
+    few = checks.shuffled_policy_checks({"one": curves(tmp_path / "few.csv", 0.58, shuffles=4)})
+    assert [check.check for check in few] == ["flipped"]
 
 
 def test_a_run_with_nothing_to_check_fails() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from shallow_signals.config.implicit import ImplicitReward
 from shallow_signals.config.statistics import Statistics
@@ -65,8 +66,28 @@ def test_axes_agree_and_equal_lengths_tell_nothing() -> None:
     assert at(table, "head", TOKENS, "length")["accuracy"] == at(table, "head", 100)["accuracy"]
     assert at(table, "longer", 100)["accuracy"] == pytest.approx(0.5)
     assert at(table, "longer", 100)["ties"] == 1.0
-    assert set(table["seeds"]) == {2}
+    assert set(table[table["curve"] != "flipped"]["seeds"]) == {2}
     assert table[(table["axis"] == "length")]["x"].max() == TOKENS
+
+
+def test_flipped_labels_are_one_half_whatever_the_policy_knows() -> None:
+    flipped = at(frame(readings(0, 40)), "flipped", 100)
+    assert flipped["low"] < 0.5 < flipped["high"]
+    assert flipped["high"] - flipped["low"] > 0.1  # 99.9% of 300 pairs
+
+
+def test_shuffles_are_averaged_with_an_interval_over_them() -> None:
+    few = [(0, 0), (0, 0), (0, 2), (0, 40), (0, 40)]
+    parts = [readings(*span) for span in few]
+    together = Readings([p.runs[0] for p in parts], [p.policies[0] for p in parts], parts[0].clusters)
+    table = pd.DataFrame(accuracy_curves(parts[0], SPEC, SETTINGS, shuffles=together), columns=COLUMNS)
+    means = [at(frame(part), "head", 100)["accuracy"] for part in parts]
+    row = at(table, "shuffled", 100)
+    assert row["accuracy"] == pytest.approx(np.mean(means))
+    test = stats.ttest_1samp(means, 0.0).confidence_interval(SETTINGS.confidence)
+    assert (row["low"], row["high"]) == pytest.approx((test.low, test.high))
+    assert row["seeds"] == 5
+    assert "shuffled" not in set(frame(parts[0])["curve"])
 
 
 def halves(noise: float = 0.3, blind: bool = False) -> tuple[Readings, Readings]:

@@ -4,7 +4,7 @@
 def rivals(comparison):
     """The columns of Table 3: the base model, and the policies of all truncations (the first seed's)."""
     truncations = STUDY.dpo[STUDY.alpacaeval[comparison].policies].truncations
-    return ["base", *(t for t in truncations if parse_truncation(t).kind != "half")]
+    return ["base", *(t for t in truncations if parse_truncation(t).kind not in ("half", "shuffled"))]
 
 
 def answering(comparison):

@@ -106,6 +106,25 @@ def implicit_half(name, half):
     return [results(f"logprobs/dpo/{spec.policy}/{half}/seed{s}/{spec.dataset}.parquet") for s in common]
 
 
+def implicit_shuffles(name):
+    """Log-probabilities of the policies trained on shuffled labels, the first seed of each shuffle; none where pairs that
+    they were trained on are read."""
+    spec = STUDY.implicit_rewards[name]
+    trained = STUDY.dpo.get(spec.policy)
+    if trained is None or spec.part == "all":
+        return []
+    shuffles = [t for t in trained.truncations if parse_truncation(t).kind == "shuffled"]
+    return [
+        results(f"logprobs/dpo/{spec.policy}/{t}/seed{trained.seeds_of(t)[0]}/{spec.dataset}.parquet")
+        for t in shuffles
+    ]
+
+
+def controlled(check):
+    """Implicit rewards that a check reads beside the reward models: of policies trained on shuffled labels, too."""
+    return [i for i in implicit_rewards() if check == "shuffled" and implicit_shuffles(i)]
+
+
 def reference_model(spec):
     """The base model that an implicit reward is measured against."""
     return spec.reference or STUDY.dpo[spec.policy].model

@@ -97,9 +97,10 @@ rule draw_reward_by_cut:
 
 
 rule check_planted:
-    """The reward models of the planted world against what the world allows; fails when an instrument lies."""
+    """Models of the planted world against what the world allows; fails when an instrument lies."""
     input:
         scores=scores_of(reward_experiments()),
+        implicit=lambda w: [results(f"signal/{i}.csv") for i in controlled(w.check)],
         code=code("evaluation.checks", script="run_check"),
     output:
         csv=results("checks/{check}.csv"),
@@ -111,6 +112,7 @@ rule check_planted:
         "../../envs/core.yaml"
     params:
         rows=[row for row in shown(reward_experiments()) if row["planted"] and "heldout" in row["scores"]],
+        implicit=lambda w: controlled(w.check),
         statistics=plain(STUDY.statistics),
     script:
         "../scripts/run_check.py"

@@ -116,6 +116,7 @@ rule gather_implicit_rewards:
         policies=lambda w: implicit_policies(w.implicit),
         half1=lambda w: implicit_half(w.implicit, "half1"),
         half2=lambda w: implicit_half(w.implicit, "half2"),
+        shuffled=lambda w: implicit_shuffles(w.implicit),
         reference=lambda w: implicit_reference(w.implicit),
         tokens=lambda w: implicit_tokens(w.implicit),
         code=code("signal.curves", script="gather_implicit_rewards"),

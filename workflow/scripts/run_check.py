@@ -1,8 +1,10 @@
-"""Hold the planted world's reward models against its truth; fail with every line that disagrees."""
+"""Hold the planted world's models against its truth; fail with every line that disagrees."""
 
 from job import job
 
 with job(snakemake):
+    from pathlib import Path
+
     import pyarrow.csv
 
     from shallow_signals.config.sources import PlantedSource
@@ -15,8 +17,12 @@ with job(snakemake):
         )
         for row in snakemake.params.rows
     ]
-    run = {"planted": checks.planted_checks, "shuffled": checks.shuffled_checks}[snakemake.wildcards.check]
-    found = run(experiments, Statistics.model_validate(snakemake.params.statistics))
+    settings = Statistics.model_validate(snakemake.params.statistics)
+    if snakemake.wildcards.check == "planted":
+        found = checks.planted_checks(experiments, settings)
+    else:
+        curves = zip(snakemake.params.implicit, map(Path, snakemake.input.implicit), strict=True)
+        found = checks.shuffled_checks(experiments, settings) + checks.shuffled_policy_checks(dict(curves))
     table = checks.as_table(found)
     print(table.to_pandas().to_string())
     checks.require(found)

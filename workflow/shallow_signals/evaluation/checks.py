@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from scipy import stats
 
@@ -94,6 +95,11 @@ def shuffled_checks(experiments: Iterable[Experiment], settings: Statistics) -> 
         if "full" in experiment.tables:
             checks.append(_flipped(experiment))
     return checks
+
+
+def shuffled_policy_checks(curves: Mapping[str, Path]) -> list[Check]:
+    """The same of DPO policies, from the curves of their implicit rewards (a table of `signal.curves` each)."""
+    return [check for name, path in curves.items() for check in _controls(name, pd.read_csv(path))]
 
 
 def as_table(checks: list[Check]) -> pa.Table:
@@ -220,6 +226,30 @@ def _shuffled(experiment: Experiment, names: list[str], settings: Statistics) ->
         float("nan"),
         low <= 0.5 <= high,
     )
+
+
+def _controls(name: str, curves: pd.DataFrame) -> list[Check]:
+    found = []
+    for row in curves[curves["curve"].isin(["shuffled", "flipped"])].to_dict("records"):
+        shuffled = row["curve"] == "shuffled"
+        if not shuffled or row["seeds"] >= MIN_SHUFFLES:
+            found.append(
+                Check(
+                    row["curve"],
+                    f"implicit reward {name}",
+                    f"{row['seeds']} shuffles" if shuffled else "full",
+                    "full",
+                    None,
+                    row["n"],
+                    row["accuracy"],
+                    row["low"],
+                    row["high"],
+                    0.5,
+                    float("nan"),
+                    row["low"] <= 0.5 <= row["high"],
+                )
+            )
+    return found
 
 
 def _flipped(experiment: Experiment) -> Check:

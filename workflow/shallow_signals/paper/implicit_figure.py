@@ -76,6 +76,10 @@ def _by_share(axes: Axes, part: pd.DataFrame) -> None:
             axes.plot(rows["x"], rows["accuracy"], linewidth=1.0, **style)
     longer = _curve(part, "longer")["accuracy"].iloc[0]
     axes.axhline(longer, color=GREY, linewidth=1.0, linestyle=":", label="the longer one wins")
+    for row in _curve(part, "shuffled").dropna(subset=["low"]).to_dict("records"):
+        label = f"trained on shuffled labels (mean of {row['seeds']})"
+        errors = [[row["accuracy"] - row["low"]], [row["high"] - row["accuracy"]]]
+        axes.errorbar([row["x"]], [row["accuracy"]], errors, color=GREY, marker="x", linewidth=1.0, label=label)
     axes.set_xlim(0, 102)
     percent_axis(axes)
 

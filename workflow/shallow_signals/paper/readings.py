@@ -112,6 +112,10 @@ def implicit(frame: pd.DataFrame) -> Iterator[str]:
         longer = part[part["curve"] == "longer"]
         if not longer.empty:
             text += f". The longer one wins {_accuracy(longer.iloc[0])}"
+        shuffled = part[part["curve"] == "shuffled"].dropna(subset=["low"])
+        if not shuffled.empty:
+            mean = shuffled.iloc[0]
+            text += f". Trained on shuffled labels: {_accuracy(mean)}, mean of {mean['seeds']} shuffles"
         yield f"{text}."
 
 

@@ -10,18 +10,31 @@ import numpy as np
 
 from shallow_signals.config.implicit import ImplicitReward
 from shallow_signals.config.statistics import Statistics
-from shallow_signals.evaluation.statistics import UNIT, Estimate, cluster_bootstrap_mean, paired_difference
+from shallow_signals.data.pairs import uniform_hash
+from shallow_signals.evaluation.statistics import (
+    UNIT,
+    Estimate,
+    binomial_interval,
+    cluster_bootstrap_mean,
+    mean_over_runs,
+    paired_difference,
+)
 from shallow_signals.signal import implicit
 from shallow_signals.signal.implicit import Doubles, PairRatios
 from shallow_signals.signal.ratios import Readings
 
 COLUMNS = ["axis", "curve", "x", "accuracy", "low", "high", "n", "clusters", "seeds", "ties", "to_head", "to_head_low"]
 COLUMNS += ["to_head_high"]
+FLIPPED = 0.999  # confidence of the interval that flipped labels are held against
 Margins = Callable[[Sequence[PairRatios]], Doubles]
 
 
 def accuracy_curves(
-    found: Readings, spec: ImplicitReward, settings: Statistics, halves: tuple[Readings, Readings] | None = None
+    found: Readings,
+    spec: ImplicitReward,
+    settings: Statistics,
+    halves: tuple[Readings, Readings] | None = None,
+    shuffles: Readings | None = None,
 ) -> Iterator[dict[str, Any]]:
     """One dictionary (keys `COLUMNS`) per curve and cut; x is the percentage kept, or the number of tokens.
 
@@ -32,6 +45,10 @@ def accuracy_curves(
     `halves` are policies trained on one half of the pairs each, seed by seed. Each sums its own log-ratios over the
     tokens that the other one picks as the largest (`topshare`), over as many random ones (`random`, the floor) and over
     as many first ones (`half_head`): the two exchange roles, and their outcomes are averaged.
+
+    Two rows are controls that must be one half: `flipped`, the first run against labels flipped at random (with a 99.9%
+    binomial interval), and `shuffled`, the mean of the `shuffles`, policies trained on shuffled labels, with a
+    t-interval over them and their number in place of the seeds.
     """
     for percent in spec.ratios:
         at = partial(implicit.margins_at_ratio, percent=percent)
@@ -51,6 +68,9 @@ def accuracy_curves(
     whole = _correct(partial(implicit.margins_at_ratio, percent=100), found)
     longer = implicit.correct(lengths).repeat(whole.shape[1], axis=1)
     yield _row("ratio", "longer", 100, longer, found, settings, whole)
+    yield _flipped(whole[0, 0], found)
+    if shuffles:
+        yield _shuffled(_correct(partial(implicit.margins_at_ratio, percent=100), shuffles)[0], shuffles, settings)
     if halves:
         yield from _crossed_curves(*halves, spec.ratios, settings)
 
@@ -66,6 +86,20 @@ def _crossed_curves(
             yield _row("ratio", "topshare", percent, picked, first, settings, head)
             floor = _correct(partial(implicit.margins_random, percent=percent, seed=settings.seed), first, second)
             yield _row("ratio", "random", percent, floor, first, settings, head)
+
+
+def _flipped(correct: Doubles, found: Readings) -> dict[str, Any]:
+    flips = np.array([uniform_hash("flip", pair.pair_id) < 0.5 for pair in found.runs[0]])
+    outcomes = np.where(flips, 1 - correct, correct)
+    low, high = binomial_interval(int(outcomes.sum()), len(outcomes), FLIPPED)
+    mean = Estimate(float(outcomes.mean()), low, high, len(outcomes), len(set(found.clusters)), "binomial")
+    return _named("ratio", "flipped", 100, mean, float((correct == 0.5).mean()))
+
+
+def _shuffled(correct: Doubles, found: Readings, settings: Statistics) -> dict[str, Any]:
+    means, groups = correct.mean(axis=1).tolist(), found.clusters
+    mean = mean_over_runs(means, len(groups), len(set(groups)), settings, "shuffles")
+    return _named("ratio", "shuffled", 100, mean, float((correct == 0.5).mean()))
 
 
 def _correct(margins: Margins, *roles: Readings) -> Doubles:
@@ -91,6 +125,10 @@ def _row(
     rows = correct.mean(axis=0)
     value = cluster_bootstrap_mean(rows, groups, settings, bounds=UNIT)
     gap: Estimate | None = None if head is None else paired_difference(rows, head.mean(axis=0), groups, settings)
+    return _named(axis, curve, x, value, float((correct == 0.5).mean()), gap)
+
+
+def _named(axis: str, curve: str, x: int, value: Estimate, ties: float, gap: Estimate | None = None) -> dict[str, Any]:
     facts = [axis, curve, x, value.value, value.low, value.high, value.n, value.clusters, value.seeds]
-    facts += [float((correct == 0.5).mean()), *((gap.value, gap.low, gap.high) if gap else (None, None, None))]
+    facts += [ties, *((gap.value, gap.low, gap.high) if gap else (None, None, None))]
     return dict(zip(COLUMNS, facts, strict=True))
