@@ -11,9 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import peft
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from trl import RewardConfig, RewardTrainer
 
 import checkpoints
@@ -25,7 +27,7 @@ from shallow_signals.models.load import load_reward_model, load_tokenizer
 from shallow_signals.models.templates import read_template
 from shallow_signals.models.tree import TreeBatch
 from shallow_signals.training import pairs as layout
-from shallow_signals.training import reward
+from shallow_signals.training import reward, runs
 from shallow_signals.training.pairs import PairIds, batch_pairs, cut_pair, read_pairs, row_shapes
 from shallow_signals.training.rounding import LostUpdates
 from shallow_signals.training.settings import trainer_arguments
@@ -238,6 +240,38 @@ def test_training_learns_and_writes_an_ordinary_checkpoint(lora: Lora | None, tm
     again = reward.train_reward_model(shards, base, settings, 0, tmp_path / "out", tmp_path / "state")
     assert again == facts
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_an_adapter_on_bfloat16_weights_is_trained_in_float32(tmp_path: Path) -> None:
+    base = checkpoints.chatml(tmp_path / "base")
+    shards = setup.write_shards(tmp_path / "shards", planted(70))
+    settings = setup.recipe(epochs=2.5, lora=Lora(rank=4, alpha=8), learning_rate=1e-2, compute="bfloat16")
+    facts = reward.train_reward_model(shards, base, settings, 0, tmp_path / "out", tmp_path / "state")
+    assert facts["compute"] == "bfloat16"
+    assert load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"].dtype == torch.bfloat16
+    assert facts["last_loss"] < 0.3 < 0.5 < facts["first_loss"]
+
+
+def test_an_adapter_that_reads_its_inputs_as_they_come_computes_the_same(tmp_path: Path) -> None:
+    base = load_reward_model(checkpoints.chatml(tmp_path / "base"), torch.bfloat16, finished=False, seed=0)
+    adapter = runs.lora_config(setup.recipe(lora=Lora(rank=4, alpha=8)), "SEQ_CLS", trained_whole=["score"])
+    model = peft.get_peft_model(base, adapter, autocast_adapter_dtype=False)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    ids = torch.arange(40).view(2, 20)
+
+    def scores(precise: bool) -> torch.Tensor:
+        if precise:
+            runs.keep_adapter_precise(model)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            found: torch.Tensor = model(input_ids=ids).logits
+        return found
+
+    assert torch.equal(scores(precise=False), scores(precise=True))
+    types = {weight.dtype for weight in model.parameters() if weight.requires_grad}
+    assert types == {torch.float32}
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32, torch.bfloat16}
 
 
 def test_updates_that_bfloat16_swallows_are_counted() -> None:

@@ -32,7 +32,7 @@ class Recipe(Closed):
     optimizer: Literal["adamw_torch", "paged_adamw_32bit"] = "adamw_torch"  # on CPU adamw_torch stands in
     global_batch: int = Field(ge=1)  # pairs per optimiser step, over all GPUs
     max_length: int = Field(ge=8)  # tokens of prompt + response + closing; cut on the left
-    weights: Literal["float32", "bfloat16"] = "float32"  # the type the weights are kept and updated in
+    weights: Literal["float32", "bfloat16"] = "float32"  # of trained weights; an adapter is float32
     compute: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the device is fast at it
     end_of_turn: Literal["keep", "drop"] = "keep"  # whether a cut response is closed as a whole one is
     lora: Lora | None = None

@@ -14,6 +14,7 @@ from torch import nn
 from shallow_signals.config.planning import ModelShape
 from shallow_signals.config.recipes import Recipe
 from shallow_signals.planning.shape import body_flops
+from shallow_signals.training.settings import compute_type
 
 PROMPT, RESPONSE = 128, 128  # tokens of the pairs that are read
 
@@ -41,7 +42,6 @@ def calibrate(shape: ModelShape, recipe: Recipe, seconds: float = 20.0) -> Machi
     """
     from shallow_signals.models.load import pick_device
     from shallow_signals.training.pairs import PairIds, batch_pairs
-    from shallow_signals.training.settings import compute_type
 
     device = pick_device()
     model = random_reward_model(shape, recipe).to(device)
@@ -88,7 +88,7 @@ def random_reward_model(shape: ModelShape, recipe: Recipe) -> Any:
     """Random weights of a shape with a reward model's head, as a recipe trains them (all, or an adapter)."""
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
-    from shallow_signals.training.runs import lora_config
+    from shallow_signals.training.runs import keep_adapter_precise, lora_config
 
     model = LlamaForSequenceClassification(
         LlamaConfig(
@@ -105,7 +105,8 @@ def random_reward_model(shape: ModelShape, recipe: Recipe) -> Any:
             attn_implementation=recipe.attention,
         )
     )
-    model = model.to(torch.bfloat16 if recipe.weights == "bfloat16" else torch.float32)
+    kept = compute_type(recipe) if recipe.lora else recipe.weights
+    model = model.to(torch.bfloat16 if kept == "bfloat16" else torch.float32)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     adapter = lora_config(recipe, "SEQ_CLS", trained_whole=["score"])
@@ -113,6 +114,8 @@ def random_reward_model(shape: ModelShape, recipe: Recipe) -> Any:
         from peft import get_peft_model
 
         model = get_peft_model(model, adapter)
+        if compute_type(recipe) == "bfloat16":
+            keep_adapter_precise(model)
     return model.train()
 
 

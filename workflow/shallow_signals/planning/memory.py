@@ -47,7 +47,7 @@ def training_bytes(shape: ModelShape, recipe: Recipe, width: float, gpus: int = 
         reference = 2 if isinstance(recipe, DPORecipe) else 0
         gathered = 4 * (body_parameters(shape) / shape.layers + shape.vocabulary * shape.hidden)
         return count * (16 + reference) / gpus + gathered + activations
-    size = 2 if recipe.weights == "bfloat16" else 4
+    size = weight_bytes(recipe)
     if recipe.lora is not None:
         return count * size + 16.0 * lora_parameters(shape, recipe.lora.rank) + activations
     moments = 8 if recipe.optimizer == "paged_adamw_32bit" else 2 * size
@@ -65,6 +65,12 @@ def activation_bytes(shape: ModelShape, recipe: Recipe, width: float) -> float:
         # OpenRLHF holds all logits in bfloat16 and float32 and their gradient; ours are made 4,096 x 32,768 at a time.
         logits = tokens * shape.vocabulary * 10.0 if recipe.backend == "openrlhf" else 2 * 4.0 * 4096 * 32768
     return tokens * kept + mask + logits
+
+
+def weight_bytes(recipe: Recipe) -> int:
+    """Of each weight on a GPU; those under an adapter are kept in the type of the products."""
+    kept = "bfloat16" if recipe.lora and recipe.compute != "float32" else recipe.weights
+    return 2 if kept == "bfloat16" else 4
 
 
 def inference_bytes(shape: ModelShape, tokens: float, *, reward_model: bool = False) -> float:

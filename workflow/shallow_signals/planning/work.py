@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from shallow_signals.config.generation import Decoding
+from shallow_signals.config.planning import ModelShape
 from shallow_signals.config.recipes import Recipe
 from shallow_signals.config.study import DPOExperiment, RewardExperiment
 from shallow_signals.config.truncation import Truncation, parse
 from shallow_signals.planning.lengths import Counts, Lengths, cut, scoring_rows, training_rows
-from shallow_signals.planning.memory import Fit, fit_training, inference_bytes
+from shallow_signals.planning.memory import Fit, fit_training, inference_bytes, weight_bytes
 from shallow_signals.planning.shape import body_flops, parameters, vocabulary_flops
 from shallow_signals.planning.sizes import Sizes, Split
 
@@ -28,7 +31,7 @@ class Work:
     tokens: float = 0.0  # that a model reads, padding left out
     flops: float = 0.0  # of the model; recomputation is left out
     trains: bool = False
-    generated: float = 0.0  # tokens sampled one by one, at most
+    generated: float = 0.0  # tokens sampled one by one, at most (prompts are left out)
     weights: float = 0.0  # bytes that each sampled token reads
     gpus: int = 1
     memory: float = 0.0  # bytes on each of them
@@ -49,7 +52,12 @@ class Planner:
             rf"models/dpo/{_MEMBER}": "_train_dpo",
             r"logprobs/base/(?P<model>[^/]+)/(?P<dataset>[^/]+)\.parquet": "_score_base",
             rf"logprobs/dpo/{_MEMBER}/(?P<dataset>[^/]+)\.parquet": "_score_policy",
-            r"alpacaeval/(?P<comparison>[^/]+)/(?P<member>[^/]+)/model_outputs\.json": "_generate",
+            r"alpacaeval/(?P<comparison>[^/]+)/[^/]+/model_outputs\.json": "_generate",
+            r"alpacaeval/(?P<comparison>[^/]+)/[^/]+/annotations\.json": "_judge",
+            r"decoding/(?P<decoding>[^/]+)/responses\.parquet": "_decode",
+            r"decoding/(?P<decoding>[^/]+)/retrained/[^/]+\.parquet": "_decode_retrained",
+            r"decoding/(?P<decoding>[^/]+)/texts\.parquet": "_read_texts",
+            r"decoding/(?P<decoding>[^/]+)/rewards/(?P<run>[^/]+)\.parquet": "_score_decoded",
             r"models/base/(?P<model>[^/]+)": "_provide",
         }
     )
@@ -87,7 +95,7 @@ class Planner:
         if len(lengths.prompt) == 1:  # averages: the longest row is not known, the recipe's cap is
             widest = recipe.max_length * (1.5 if recipe.share_prompt else 1.0)
         fit = fit_training(shape, recipe, widest, self.card)
-        saved = (4.0 if recipe.weights == "float32" and recipe.backend == "trl" else 2.0) * parameters(
+        saved = float(weight_bytes(recipe) if recipe.backend == "trl" else 2) * parameters(
             shape, reward_model=not is_dpo
         )
         work = {"tokens": rows.sum() * scale, "flops": passes * forward * scale, "disk": saved}
@@ -146,26 +154,92 @@ class Planner:
             disk=16.0 * float((lengths.prompt + _responses(lengths)).sum()) * lengths.weight,
         )
 
-    def _generate(self, comparison: str, member: str) -> Work:
-        """At most: no response is foreseen to end before its cap."""
+    def _generate(self, comparison: str) -> Work:
         study = self.sizes.study
         spec = study.alpacaeval[comparison]
         shape = self.sizes.shape(study.dpo[spec.policies].model)
-        tokens = float((study.instructions[spec.instructions].rows or 805) * spec.max_new_tokens)
-        step = body_flops(shape, np.ones(1)) + vocabulary_flops(shape, 1)
-        cache = 4.0 * shape.layers * shape.kv_heads * shape.head_dim * spec.batch * spec.max_new_tokens
-        weights = 2.0 * parameters(shape)
+        return _sampled([shape], self._instructions(spec.instructions), spec.max_new_tokens, spec.batch)
+
+    def _judge(self, comparison: str) -> Work:
+        spec = self.sizes.study.alpacaeval[comparison]
+        rows = self._instructions(spec.instructions)
+        return self._rewarded(spec.judge, 2 * rows, spec.max_new_tokens)  # both sides' answers
+
+    def _decode(self, decoding: str) -> Work:
+        spec = self.sizes.study.decoding[decoding]
+        rows = self._instructions(spec.instructions) * spec.samples * _strategies(spec)
+        return _sampled(self._decoders(spec), rows, spec.max_new_tokens, spec.batch)
+
+    def _decode_retrained(self, decoding: str) -> Work:
+        spec = self.sizes.study.decoding[decoding]
+        rows = self._instructions(spec.instructions) * spec.samples
+        return _sampled(self._decoders(spec), rows, spec.max_new_tokens, spec.batch)
+
+    def _read_texts(self, decoding: str) -> Work:
+        """Both responses of some pairs under both models, and the policy's way on from the beginning of one."""
+        spec = self.sizes.study.decoding[decoding]
+        base = spec.reference or self.sizes.study.dpo[spec.policy].model
+        lengths = self.sizes.lengths(spec.texts or "", base, "test")
+        share = min(1.0, spec.text_rows / lengths.pairs)
+        responses = np.minimum(lengths.chosen, spec.max_new_tokens) + np.minimum(lengths.rejected, spec.max_new_tokens)
+        rows, scale = lengths.prompt + responses, lengths.weight * share
+        new = _sampled(self._decoders(spec), lengths.pairs * share, spec.max_new_tokens - spec.prefix, spec.batch)
+        reading = sum(
+            body_flops(shape, rows) + vocabulary_flops(shape, float(responses.sum())) for shape in self._decoders(spec)
+        )
+        return replace(new, tokens=new.tokens + rows.sum() * scale, flops=new.flops + reading * scale)
+
+    def _score_decoded(self, decoding: str, run: str) -> Work:
+        spec = self.sizes.study.decoding[decoding]
+        rows = self._instructions(spec.instructions) * spec.samples * (_strategies(spec) if run == "responses" else 1)
+        return self._rewarded(spec.reward, rows, spec.max_new_tokens)
+
+    def _instructions(self, name: str) -> float:
+        return float(self.sizes.study.instructions[name].rows or 805)  # all of them: AlpacaEval's own
+
+    def _decoders(self, spec: Decoding) -> list[ModelShape]:
+        """The policy's and the reference's shape."""
+        trained = self.sizes.study.dpo.get(spec.policy)
+        policy = trained.model if trained else spec.policy
+        return [self.sizes.shape(policy), self.sizes.shape(spec.reference or policy)]
+
+    def _rewarded(self, judge: str, rows: float, longest: int) -> Work:
+        """Responses of at most `longest` tokens read by a judge; nothing where no model of ours is one."""
+        study = self.sizes.study
+        spec = study.judges[judge]
+        if spec.kind not in ("trained", "model"):
+            return Work()
+        shape = self.sizes.shape(spec.model if spec.kind == "model" else study.reward_models[spec.experiment].model)
+        widths = np.full(1, float(longest))
         return Work(
-            tokens=tokens,
-            flops=step * tokens,
-            generated=tokens,
-            weights=weights / spec.batch,
-            memory=weights + cache,
-            disk=6.0 * tokens,
+            tokens=rows * longest,
+            flops=rows * body_flops(shape, widths),
+            memory=inference_bytes(shape, READ, reward_model=True),
         )
 
     def _provide(self, model: str) -> Work:
         return Work(disk=2.0 * parameters(self.sizes.shape(model)))
+
+
+def _strategies(spec: Decoding) -> int:
+    """Both models alone, and every strategy at every one of its parameters."""
+    return 2 + len(spec.mixing) + len(spec.length_control) + len(spec.kl_threshold)
+
+
+def _sampled(shapes: Sequence[ModelShape], rows: float, longest: int, batch: int) -> Work:
+    """Responses sampled from models that all read every token. At most: none is foreseen to end before its cap."""
+    tokens = rows * longest
+    steps = sum(body_flops(shape, np.ones(1)) + vocabulary_flops(shape, 1) for shape in shapes)
+    weights = sum(2.0 * parameters(shape) for shape in shapes)
+    cache = sum(4.0 * shape.layers * shape.kv_heads * shape.head_dim for shape in shapes) * batch * longest
+    return Work(
+        tokens=tokens * len(shapes),
+        flops=steps * tokens,
+        generated=tokens,
+        weights=weights / batch,
+        memory=weights + cache,
+        disk=6.0 * tokens,
+    )
 
 
 def _responses(lengths: Lengths) -> Counts:

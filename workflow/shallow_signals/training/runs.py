@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -50,8 +51,9 @@ class Run:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that the weights are kept in."""
-        return torch.bfloat16 if self.recipe.weights == "bfloat16" else torch.float32
+        """The type that the weights are kept in; those under an adapter never change: that of the products does."""
+        kept = compute_type(self.recipe) if self.recipe.lora else self.recipe.weights
+        return torch.bfloat16 if kept == "bfloat16" else torch.float32
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -109,6 +111,8 @@ def complete_run(trainer: Any, run: Run, out: Path, **facts: Any) -> dict[str, A
 
     Every process of a group calls this; all of them return the facts, the first one writes.
     """
+    if run.arguments["bf16"]:
+        keep_adapter_precise(trainer.model)
     with naming_full_disk(run.state):
         _train(trainer, run.checkpoint)
     recipe, sampler, steps = run.recipe, run.sampler, trainer.state.global_step
@@ -156,6 +160,21 @@ def lora_config(recipe: Recipe, task_type: str, trained_whole: list[str] | None 
         lora_alpha=recipe.lora.alpha,
         lora_dropout=recipe.lora.dropout,
     )
+
+
+def keep_adapter_precise(model: torch.nn.Module) -> None:
+    """Hold the trained part of an adapted model in float32, and let it read its inputs as they come.
+
+    bfloat16 weights swallow small updates; those that stay as they are have none. Under autocast the adapter's products
+    are bfloat16 whatever it reads, so that casting its inputs to float32 first, as peft does, changes nothing but time.
+    """
+    if isinstance(model, PeftModel):
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
+        for module in model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.cast_input_dtype_enabled = False
 
 
 def save_model(trainer: Any, tokenizer: Any, out: Path) -> None:
