@@ -30,8 +30,12 @@ demo: $(READY)
 
 # SIZE=quick about 20 minutes, standard about two hours on two cores, full for a GPU
 SIZE ?= standard
+SMALL := --profile profiles/small --config size=$(SIZE) $(if $(DATA_ROOT),data_root=$(DATA_ROOT))
 small: $(READY)
-	$(SNAKEMAKE) --profile profiles/small all --config size=$(SIZE) $(if $(DATA_ROOT),data_root=$(DATA_ROOT))
+	@echo "Reading the data; then what the run takes on this machine, then the run."
+	@$(SNAKEMAKE) $(SMALL) --quiet all --until tokenize_pairs -- all
+	@$(BIN)/python -m shallow_signals.planning $(SMALL) --left --calibrate --brief
+	$(SNAKEMAKE) $(SMALL) -- all
 
 # After a Snakemake on a SLURM cluster was killed: its jobs run on, unseen. Cancel them, unlock, go on.
 TARGET ?= all

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from shallow_signals.planning.dag import read_study
+from shallow_signals.planning.planner import Planner
 from shallow_signals.planning.sizes import Sizes
-from shallow_signals.planning.work import Planner
 from workflow_copy import Workflow
 
 
@@ -31,8 +31,7 @@ def plan(workflow: Workflow, *arguments: str) -> subprocess.CompletedProcess[str
 def test_a_plan_made_before_the_run_foresees_its_tokens(finished: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against what the finished run's trainers counted: within 5% for every model."""
     monkeypatch.chdir(finished.folder)
-    study, _ = read_study(None, [Path("micro.yaml")], None)
-    planner = Planner(Sizes(study, Path("nowhere")))
+    planner = Planner(Sizes(read_study(None, [Path("micro.yaml")]).study, Path("nowhere")))
     results = finished.folder / "results" / "micro"
     found = list(results.glob("models/*/*/*/seed*/training.json"))
     assert len(found) >= 8
@@ -41,6 +40,32 @@ def test_a_plan_made_before_the_run_foresees_its_tokens(finished: Workflow, monk
         epochs = record["params"]["recipe"]["epochs"]
         planned = planner.of(file.parent.relative_to(results).as_posix()).tokens
         assert abs(planned / (epochs * record["tokens_per_epoch"]) - 1) < 0.05, file
+
+
+def test_no_response_takes_more_than_its_plan(finished: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Responses end before their cap: a plan of sampling is an upper bound, and not far off in a tiny model's babble."""
+    monkeypatch.chdir(finished.folder)
+    planner = Planner(Sizes(read_study(None, [Path("micro.yaml")]).study, Path("nowhere")))
+    results = finished.folder / "results" / "micro"
+    found = [*results.glob("decoding/*/responses.parquet"), *results.glob("decoding/*/retrained/*.parquet")]
+    assert len(found) >= 2
+    for file in found:
+        facts = json.loads(file.with_suffix(".meta.json").read_text(encoding="utf-8"))
+        planned = planner.of(file.relative_to(results).as_posix())
+        assert facts["tokens"] <= planned.generated <= 4 * facts["tokens"], file
+        assert planned.tokens == 2 * planned.generated  # by the policy and by its reference
+    assert planner.of("decoding/one/rewards/responses.parquet").tokens == 0  # the world itself is the judge
+
+
+def test_a_size_says_what_it_leaves_to_the_largest(workflow: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workflow.folder)
+    asked = read_study(Path("profiles/small"), [], {"size": "quick"})
+    lines = asked.left_to("full")
+    assert "datasets.arguments.train_pairs: all in place of 160" in lines
+    assert "reward_models.arguments.seeds: 2, 3" in lines
+    assert any(line.startswith("dpo.hh_harmless.truncations: head40, ") for line in lines)
+    assert read_study(Path("profiles/small"), [], {"size": "full"}).left_to("full") == []
+    assert asked.cores == 2
 
 
 def test_every_job_is_in_the_plan(workflow: Workflow) -> None:

@@ -131,7 +131,7 @@ def planned_hours(output):
 def planner():
     """The planner of this run."""
     from shallow_signals.planning.sizes import Sizes
-    from shallow_signals.planning.work import Planner
+    from shallow_signals.planning.planner import Planner
 
     return Planner(Sizes(STUDY, Path(results("."))))
 

@@ -25,7 +25,7 @@ rule decode:
     resources:
         **gpus(1),
         mem_mb=memory_for(64000),
-        runtime=minutes_for(1440),
+        runtime=minutes_for(60, "decoding/{decoding}/responses.parquet"),
     params:
         run=lambda w: decoding_params(w.decoding),
     script:
@@ -51,7 +51,7 @@ rule decode_retrained:
     resources:
         **gpus(1),
         mem_mb=memory_for(64000),
-        runtime=minutes_for(480),
+        runtime=minutes_for(60, "decoding/{decoding}/retrained/{experiment}.parquet"),
     params:
         run=lambda w: decoding_params(w.decoding, controlled=False),
     script:
@@ -79,7 +79,7 @@ rule read_texts:
     resources:
         **gpus(1),
         mem_mb=memory_for(64000),
-        runtime=minutes_for(240),
+        runtime=minutes_for(60, "decoding/{decoding}/texts.parquet"),
     params:
         run=lambda w: text_params(w.decoding),
     script:
@@ -106,7 +106,7 @@ rule score_decoded:
     resources:
         **gpus(1),
         mem_mb=memory_for(48000),
-        runtime=minutes_for(240),
+        runtime=minutes_for(60, "decoding/{decoding}/rewards/{run}.parquet"),
     params:
         judge=lambda w: judge_params(STUDY.decoding[w.decoding].reward),
     script:

@@ -21,7 +21,7 @@ def load_study(config: Mapping[str, Any]) -> Study:
 
     `sizes` maps names to overlays, and `size` picks the one that is merged over the rest.
     """
-    config = _sized(config)
+    config = sized(config)
     try:
         return Study.model_validate(dict(config))
     except ValidationError as error:
@@ -38,7 +38,8 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _sized(config: Mapping[str, Any]) -> dict[str, Any]:
+def sized(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with the overlay of its `size` merged over it (once more changes nothing)."""
     size, sizes = config.get("size"), config.get("sizes") or {}
     if size is None:
         return dict(config)

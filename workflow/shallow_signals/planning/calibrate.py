@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import nn
 
 from shallow_signals.config.planning import ModelShape
 from shallow_signals.config.recipes import Recipe
+from shallow_signals.models.load import pick_device
 from shallow_signals.planning.shape import body_flops
 from shallow_signals.training.settings import compute_type
 
@@ -29,10 +32,25 @@ class Speed:
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured here."""
+    """What was measured here, of all jobs that run side by side together."""
 
     training: Speed
     scoring: Speed
+    jobs: int = 1
+
+
+def calibrate_jobs(shape: ModelShape, recipe: Recipe, jobs: int) -> Machine:
+    """`calibrate` as a run goes: `jobs` processes of one thread side by side; on a GPU one process."""
+    if jobs < 2 or pick_device().type == "cuda":
+        return calibrate(shape, recipe)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        found = [task.result() for task in [pool.submit(calibrate, shape, recipe) for _ in range(jobs)]]
+    return Machine(_together([m.training for m in found]), _together([m.scoring for m in found]), jobs)
+
+
+def _together(speeds: list[Speed]) -> Speed:
+    return Speed(sum(speed.tokens for speed in speeds), sum(speed.flops for speed in speeds))
 
 
 def calibrate(shape: ModelShape, recipe: Recipe, seconds: float = 20.0) -> Machine:
@@ -40,7 +58,6 @@ def calibrate(shape: ModelShape, recipe: Recipe, seconds: float = 20.0) -> Machi
 
     The pairs share their prompts or not, as the recipe says; AdamW steps are part of the training.
     """
-    from shallow_signals.models.load import pick_device
     from shallow_signals.training.pairs import PairIds, batch_pairs
 
     device = pick_device()

@@ -5,28 +5,59 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
-from shallow_signals.config.load import load_study, merge
+from shallow_signals.config.load import load_study, merge, sized
 from shallow_signals.config.study import Study
 from shallow_signals.files import InputError
 
 CONFIG = Path("config.yaml")
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-def read_study(profile: Path | None, overlays: Sequence[Path], data_root: str | None) -> tuple[Study, list[Path]]:
-    """The configuration of a run and its overlays: those given, or those of the profile."""
-    if profile is not None and not overlays:
-        named = (_yaml(profile / "config.yaml") or {}).get("configfile", [])
+@dataclass(frozen=True)
+class Asked:
+    """A run as it is asked for: its configuration, as merged and as validated, and how many jobs run side by side."""
+
+    merged: dict[str, Any]
+    study: Study
+    overlays: list[Path]
+    cores: int
+
+    def left_to(self, size: str) -> list[str]:
+        """What another size of the run would do beyond this one: a line for each key."""
+        lines = []
+        for key, there in _flat(self.merged.get("sizes", {}).get(size, {})):
+            here = _at(self.merged, key)
+            if isinstance(here, list) and isinstance(there, list):
+                more = [str(value) for value in there if value not in here]
+                if more:
+                    lines.append(f"{key}: {', '.join(more)}")
+            elif here != there and key != "run":
+                lines.append(
+                    f"{key}: {'all' if there is None else there} in place of {'all' if here is None else here}"
+                )
+        return lines
+
+
+def read_study(profile: Path | None, overlays: Sequence[Path], settings: Mapping[str, str] = NOTHING) -> Asked:
+    """The configuration of a run: `config.yaml`, the overlays given or those of the profile, and single settings."""
+    declared = (_yaml(profile / "config.yaml") or {}) if profile else {}
+    if not overlays:
+        named = declared.get("configfile", [])
         overlays = [Path(name) for name in ([named] if isinstance(named, str) else named)]
     merged: dict[str, Any] = {}
     for path in (CONFIG, *overlays):
         merged = merge(merged, _yaml(path) or {})
-    return load_study(merged | ({"data_root": data_root} if data_root else {})), list(overlays)
+    merged = sized({**merged, **settings})
+    cores = declared.get("cores", 1)
+    return Asked(merged, load_study(merged), list(overlays), cores if isinstance(cores, int) else 1)
 
 
 def planned_jobs(arguments: Sequence[str], results: Path) -> list[tuple[str, list[str]]]:
@@ -50,6 +81,21 @@ def parse_jobs(text: str, results: Path) -> list[tuple[str, list[str]]]:
         below = [path.relative_to(results).as_posix() for path in paths if path.is_relative_to(results)]
         found.append((rule[1], below))
     return found
+
+
+def _flat(overlay: Mapping[str, Any], *above: str) -> Iterator[tuple[str, Any]]:
+    for key, value in overlay.items():
+        if isinstance(value, dict):
+            yield from _flat(value, *above, key)
+        else:
+            yield ".".join((*above, key)), value
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _yaml(path: Path) -> Any:

@@ -8,6 +8,7 @@ from shallow_signals.config.planning import ModelShape
 from shallow_signals.config.recipes import DPORecipe, Lora, Recipe
 from shallow_signals.planning.shape import body_parameters, lora_parameters, parameters
 
+READ = 32768  # tokens of a scoring batch on a GPU
 GB = 1e9
 USABLE = 0.94  # of a card: the rest is CUDA's own and fragments
 SHARDS = (1, 2, 4, 8)  # GPUs of one node that ZeRO-3 may spread the weights over

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from shallow_signals.files import InputError
 from shallow_signals.planning.calibrate import Machine
 from shallow_signals.planning.memory import GB
-from shallow_signals.planning.work import Planner, Work
+from shallow_signals.planning.planner import Planner
+from shallow_signals.planning.work import Work
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,43 @@ def add_up(
     return totals, list(dict.fromkeys(refused))
 
 
+def speeds(machine: Machine) -> str:
+    """What was measured."""
+    beside = f", {machine.jobs} jobs side by side together" if machine.jobs > 1 else ""
+    return f"training {machine.training.tokens:,.0f} tokens/s, scoring {machine.scoring.tokens:,.0f} tokens/s{beside}"
+
+
+def in_brief(totals: Mapping[str, Total], machine: Machine | None) -> str:
+    """The sum in a line or two."""
+    everything = _sum(totals)
+    text = f"{everything.jobs} jobs, {everything.tokens:.3g} tokens, {everything.disk / GB:,.1f} GB of disk"
+    if machine is None or everything.here is None:
+        return text
+    hours = everything.here
+    time = f"{60 * hours:.0f} minutes" if hours < 1.5 else f"{hours:.1f} hours"
+    return f"{text}: about {time} on this machine, sampling not reckoned in\n  measured here: {speeds(machine)}"
+
+
 def as_table(totals: Mapping[str, Total]) -> str:
     """The plan to read; rules where no model is at work have their number of jobs only."""
     measured = any(total.here is not None for total in totals.values())
     head = ["rule", "jobs", "tokens", "FLOPs", *(f"{name} h" for name in CARDS), "GPUs", "GB/GPU", "disk GB"]
     rows = [[*head, "here h"] if measured else head]
     rows += [_line(name, total) for name, total in totals.items()]
+    rows.append(_line("all", _sum(totals)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if not n else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def _sum(totals: Mapping[str, Total]) -> Total:
     everything = Total()
     for total in totals.values():
         everything.jobs += total.jobs
@@ -98,17 +130,7 @@ def as_table(totals: Mapping[str, Total]) -> str:
             everything.hours[name] += total.hours[name]
         if total.here is not None:
             everything.here = (everything.here or 0.0) + total.here
-    rows.append(_line("all", everything))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if not n else cell.rjust(width)
-            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    rule = "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+    return everything
 
 
 def _line(name: str, total: Total) -> list[str]:
