@@ -43,7 +43,7 @@ def test_a_plan_made_before_the_run_foresees_its_tokens(finished: Workflow, monk
 
 
 def test_no_response_takes_more_than_its_plan(finished: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Responses end before their cap: a plan of sampling is an upper bound, and not far off in a tiny model's babble."""
+    """Responses end before their cap: a plan of sampling is an upper bound, near for a tiny model."""
     monkeypatch.chdir(finished.folder)
     planner = Planner(Sizes(read_study(None, [Path("micro.yaml")]).study, Path("nowhere")))
     results = finished.folder / "results" / "micro"
