@@ -10,6 +10,7 @@ import pytest
 
 from shallow_signals.evaluation.statistics import Estimate
 from shallow_signals.files import InputError, write_json
+from shallow_signals.paper import readings
 from shallow_signals.paper.layout import Cell, Row, Table
 from shallow_signals.paper.page import publish, render_page, write_page
 from shallow_signals.paper.render import write_table
@@ -78,6 +79,21 @@ def test_what_it_says(folder: Path) -> None:
     assert "The instruments do not say the same" in text
     assert "| train | 2 | 20 | 800 |" in text
     assert "figures/figure2.png" in text and "figure5" not in text
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (("probe: early", "reward model: undecided (this run: early)"), ["They point the same way"]),
+        (("probe: early", "reward model: undecided (this run: late)"), ["The instruments do not say the same"]),
+        (("probe: early", "reward model: undecided"), ["The instruments do not say the same"]),
+        (("probe: early", "reward model: early"), []),
+    ],
+)
+def test_a_lack_of_seeds_is_no_disagreement(said: tuple[str, ...], words: list[str]) -> None:
+    lines = list(readings.verdicts(pd.DataFrame({"group": "Harmless", "row": said})))
+    assert len(lines) == 1 + len(words)
+    assert all(word in line for word, line in zip(words, lines[1:], strict=True))
 
 
 def test_a_page_is_published_with_its_data(folder: Path, tmp_path: Path) -> None:

@@ -83,8 +83,11 @@ def verdicts(frame: pd.DataFrame) -> Iterator[str]:
     for group, part in _groups(frame, "group"):
         said = list(dict.fromkeys(part["row"]))
         yield f"**{group}**: " + "; ".join(said) + "."
-        places = {label.split(": ", 1)[1] for label in said}
-        if len(places) > 1:
+        verdicts = [label.split(": ", 1)[1] for label in said]
+        shown = {verdict.removeprefix("undecided (this run: ").removesuffix(")") for verdict in verdicts}
+        if len(shown) == 1 and len(set(verdicts)) > 1:
+            yield "They point the same way; of the trained models, which have too few seeds, this is no verdict yet."
+        elif len(shown) > 1:
             yield (
                 "The instruments do not say the same. The probe reads every pair and sees only which words occur; the "
                 "reward models are trained anew on each part, from few pairs; the implicit reward is one policy, "
