@@ -123,6 +123,7 @@ def test_two_processes_train_the_same_policy(folder: Path, tmp_path: Path) -> No
     for one, other in zip(together["loss_history"][:4], alone["loss_history"], strict=False):
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
-        assert one["accuracy"] == other["accuracy"]
+        if one["step"] > 1:  # at first all margins are zero but for rounding
+            assert one["accuracy"] == other["accuracy"]
     with pytest.raises(InputError, match=r"no train-\*"):
         launch(job.model_copy(update={"shards": folder / "base", "state": tmp_path / "bad"}))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
+
 import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
 from shallow_signals.files import InputError
-from shallow_signals.training.steps import SortedSteps, accumulation_steps, padded_tokens
+from shallow_signals.training.steps import SortedSteps, accumulation_steps, balanced, padded_tokens
 
 LENGTHS = np.random.default_rng(5).lognormal(4, 0.7, 203).astype(np.int64) + 1
 
@@ -90,11 +92,38 @@ def test_padded_tokens_against_a_loop_and_sorting_saves_them() -> None:
     rows = np.where(np.arange(203) % 5 == 0, 2, 1)
     counts = {}
     for sort in (True, False):
-        order = sampler(sort=sort).order(0)
+        made = sampler(sort=sort)
+        order = made.order(0)
         expected = 0
-        for batch in BatchSampler(order.tolist(), 4, drop_last=False):
-            expected += int(rows[batch].sum() * LENGTHS[batch].max())
-        counts[sort] = padded_tokens(order, 4, 32, rows, LENGTHS)
+        for step in BatchSampler(order.tolist(), 32, drop_last=False):
+            starts = list(range(0, len(step), 4))
+            if sort:
+                starts = balanced(rows[step].tolist(), LENGTHS[step].tolist(), len(starts))
+            for start, end in pairwise([*starts, len(step)]):
+                batch = step[start:end]
+                expected += int(rows[batch].sum() * LENGTHS[batch].max())
+        counts[sort] = padded_tokens(order, made, 4, rows)
         assert counts[sort] == expected
     real = int((rows * LENGTHS).sum())
     assert real < counts[True] < 1.35 * real < 1.35 / 1.5 * counts[False]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_largest_micro_batch_is_as_small_as_any_cut_makes_it(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    number = int(draw.integers(1, 9))
+    widths = sorted(draw.integers(1, 50, number).tolist(), reverse=bool(seed % 4))  # falling, but for some
+    rows = draw.integers(1, 3, number).tolist()
+    parts = int(draw.integers(1, number + 1))
+
+    def largest(starts: list[int]) -> int:
+        return max(sum(rows[a:b]) * max(widths[a:b]) for a, b in pairwise([*starts, number]))
+
+    found = balanced(rows, widths, parts)
+    assert len(found) == len(set(found)) == parts
+    assert found == sorted(found) and found[0] == 0
+    assert largest(found) == min(largest([0, *cuts]) for cuts in combinations(range(1, number), parts - 1))
+
+
+def test_a_long_pair_stands_alone() -> None:
+    assert balanced([1] * 9, [100, *[10] * 8], 3) == [0, 1, 5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -130,7 +131,9 @@ def random_reward_model(shape: ModelShape, recipe: Recipe) -> Any:
     if adapter is not None:
         from peft import get_peft_model
 
-        model = get_peft_model(model, adapter)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is going away
+            model = get_peft_model(model, adapter)
         if compute_type(recipe) == "bfloat16":
             keep_adapter_precise(model)
     return model.train()

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from shallow_signals.models.tree import refuse_unsupported
-from shallow_signals.training.pairs import PairBatch, PairIds, batch_pairs
-from shallow_signals.training.steps import SortedSteps
+from shallow_signals.models.tree import refuse_unsupported, row_length
+from shallow_signals.training.pairs import PairBatch, PairIds, batch_pairs, pair_rows
+from shallow_signals.training.steps import SortedSteps, balanced
 
 
 class FastPairTrainer:
     """Goes in front of a TRL trainer whose loss is -log sigmoid of one margin a pair.
 
     `train_dataset` is what `read_pairs` returns, `sampler` the order of its pairs. Each micro-batch's loss is its sum
-    over pairs divided by the pairs of the whole step (all micro-batches, all processes), so neither a short last
-    micro-batch nor the order of the pairs within a step changes the gradient.
+    over pairs divided by the pairs of the whole step (all micro-batches, all processes), so neither the sizes of the
+    micro-batches nor the order of the pairs within a step change the gradient. Sorted ones cost about the same
+    each; they need not hold equally many pairs.
     """
 
     loss_is_scaled_for_ga = True
@@ -72,10 +73,26 @@ class FastPairTrainer:
     ) -> tuple[list[dict[str, Any]], int]:
         """The step's micro-batches on this process, and the number of pairs on all of them."""
         batches = list(islice(epoch_iterator, num_batches))
+        if self._sampler.sort:
+            batches = self._balanced(batches)
         pairs = sum(len(batch["pairs"]) for batch in batches)
         if self.accelerator.num_processes > 1:
             pairs = int(self.accelerator.reduce(torch.tensor(pairs, device=device)).item())
         return batches, pairs
+
+    def _balanced(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The same pairs in as many micro-batches, cut where the largest of them is smallest."""
+        pairs = [pair for batch in batches for pair in batch["pairs"]]
+        shapes = [[row_length(row) for row in pair_rows(pair, self._share_prompt)] for pair in pairs]
+        starts = balanced([len(shape) for shape in shapes], [max(shape) for shape in shapes], len(batches))
+        together = {
+            name: torch.cat([batch[name] for batch in batches]) if isinstance(value, Tensor) else tuple(pairs)
+            for name, value in batches[0].items()
+        }
+        return [
+            {name: values[start:end] for name, values in together.items()}
+            for start, end in pairwise([*starts, len(pairs)])
+        ]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add accuracy and margin over the pairs since the last entry."""

@@ -126,7 +126,7 @@ def complete_run(trainer: Any, run: Run, out: Path, **facts: Any) -> dict[str, A
         "cut_on_the_left": run.cut_left,
         "tokens_per_epoch": run.tokens,
         "tokens_with_padding": sum(
-            padded_tokens(order, recipe.micro_batch, recipe.global_batch, run.rows, run.widths) for order in orders
+            padded_tokens(order, sampler, recipe.micro_batch, run.rows, processes()) for order in orders
         ),
         "seconds": round(run.clock.seconds, 1),
         "processes": processes(),

@@ -1,7 +1,7 @@
 """The order of training pairs: random between optimiser steps, sorted by length inside each.
 
-All pairs of a step enter one gradient, so their order within it changes nothing but the padding. What goes together in
-a step is drawn at random, which pairs share a micro-batch is not.
+All pairs of a step enter one gradient, so their order within it, and how many of them share a micro-batch, change
+nothing but the padding. What goes together in a step is drawn at random, which pairs share a micro-batch is not.
 """
 
 from __future__ import annotations
@@ -75,16 +75,53 @@ def accumulation_steps(global_batch: int, micro_batch: int, processes: int) -> i
     return global_batch // together
 
 
-def padded_tokens(
-    order: NDArray[np.int64], micro_batch: int, global_batch: int, rows: NDArray[np.int64], widths: NDArray[np.int64]
-) -> int:
-    """Token positions that an epoch's micro-batches fill, padding included.
+def balanced(rows: Sequence[int], widths: Sequence[int], parts: int) -> list[int]:
+    """Where to cut a sequence of pairs into `parts` micro-batches whose largest is as small as can be: their starts.
 
-    `rows` and `widths` say how many rows each pair takes and how long the longest of them is.
+    `rows` and `widths` say how many rows each pair takes and how long the longest of them is; a micro-batch fills its
+    rows times its longest width. One long pair then stands alone where many short ones stand together: no more memory
+    than the longest pair needs, and no more micro-batches than `parts`, which is at most the number of pairs.
+    """
+    low = max(count * width for count, width in zip(rows, widths, strict=True))
+    high = sum(rows) * max(widths)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_filled(rows, widths, middle)) <= parts else (middle + 1, high)
+    starts = _filled(rows, widths, low)
+    while len(starts) < parts:  # trainers count micro-batches: halve the longest of them
+        ends = [*starts[1:], len(rows)]
+        start, end = max(zip(starts, ends, strict=True), key=lambda span: span[1] - span[0])
+        starts = sorted([*starts, (start + end) // 2])
+    return starts
+
+
+def _filled(rows: Sequence[int], widths: Sequence[int], most: int) -> list[int]:
+    """Starts of micro-batches that are filled one after the other up to `most` token positions each."""
+    starts, count, widest = [0], 0, 0
+    for place, (more, width) in enumerate(zip(rows, widths, strict=True)):
+        count, widest = count + more, max(widest, width)
+        if count * widest > most:
+            starts.append(place)
+            count, widest = more, width
+    return starts
+
+
+def padded_tokens(
+    order: NDArray[np.int64], sampler: SortedSteps, micro_batch: int, rows: NDArray[np.int64], processes: int = 1
+) -> int:
+    """Token positions that the micro-batches of an epoch (or of its beginning) fill, padding included.
+
+    `rows` says how many rows each pair takes; `sampler` knows how long the longest of them is.
     """
     total = 0
-    for step in range(0, len(order), global_batch):
-        here = order[step : step + global_batch]
-        cuts = np.arange(0, len(here), micro_batch)
-        total += int((np.maximum.reduceat(widths[here], cuts) * np.add.reduceat(rows[here], cuts)).sum())
+    for step in range(0, len(order), sampler.global_batch):
+        here = order[step : step + sampler.global_batch]
+        dealt = np.arange(len(here)) // micro_batch % processes
+        for mine in (here[dealt == process] for process in range(processes)):
+            if len(mine):
+                counts, widths = rows[mine], sampler.lengths[mine]
+                cuts = np.arange(0, len(mine), micro_batch)
+                if sampler.sort:
+                    cuts = np.array(balanced(counts.tolist(), widths.tolist(), len(cuts)))
+                total += int((np.maximum.reduceat(widths, cuts) * np.add.reduceat(counts, cuts)).sum())
     return total
