@@ -60,7 +60,7 @@ def trainer_arguments(recipe: Recipe, *, seed: int, state: Path, steps_per_epoch
         "optim": optimizer(recipe),
         "per_device_train_batch_size": recipe.micro_batch,
         "gradient_accumulation_steps": accumulation_steps(recipe.global_batch, recipe.micro_batch, processes()),
-        "gradient_checkpointing": recipe.gradient_checkpointing,
+        "activation_checkpointing": recipe.gradient_checkpointing,
         "bf16": compute_type(recipe) == "bfloat16",
         "use_cpu": pick_device().type == "cpu",
         "max_length": None,
