@@ -10,6 +10,7 @@ from scipy import stats
 
 from shallow_signals.config.statistics import Statistics
 from shallow_signals.evaluation.statistics import (
+    POSITIVE,
     UNIT,
     Estimate,
     binomial_interval,
@@ -36,11 +37,29 @@ def test_proportion_intervals_equal_scipys(k: int, n: int) -> None:
 
 def test_singletons_of_one_seed_get_wilson_and_nothing_else_does() -> None:
     values = np.r_[np.ones(30), np.zeros(20)]
-    alone = cluster_bootstrap_mean(values, np.arange(50))
+    alone = cluster_bootstrap_mean(values, np.arange(50), bounds=UNIT)
     assert (alone.method, alone.low, alone.high) == ("Wilson", *wilson(30, 50))
-    assert cluster_bootstrap_mean(values, np.arange(50) // 2 + 100, QUICK).method.startswith("t over 25 clusters")
-    assert cluster_bootstrap_mean(np.r_[values, 0.5], np.arange(51), QUICK).method == "bootstrap over clusters"
-    assert cluster_bootstrap_mean([values] * 2, np.arange(50), QUICK).method == "bootstrap over clusters"
+    few = cluster_bootstrap_mean(values, np.arange(50) // 2 + 100, QUICK, bounds=UNIT)
+    assert few.method.startswith("t over 25 clusters")
+    assert cluster_bootstrap_mean(values, np.arange(50), QUICK).method == "bootstrap over clusters"  # ones by chance
+    for other in (np.r_[values, 0.5], [values] * 2):
+        found = cluster_bootstrap_mean(other, np.arange(np.shape(other)[-1]), QUICK, bounds=UNIT)
+        assert found.method == "bootstrap over clusters"
+
+
+def test_a_quantity_that_happens_to_be_zero_is_no_share() -> None:
+    """A strategy that never leaves its reference has a KL of zero: no share without successes."""
+    still = cluster_bootstrap_mean(np.zeros(12), np.arange(12), bounds=POSITIVE)
+    assert (still.value, still.low, still.high) == (0.0, 0.0, 0.0)
+    near = cluster_bootstrap_mean(np.r_[np.zeros(11), 0.1], np.arange(12), bounds=POSITIVE)
+    assert near.low == 0.0 < near.value < near.high
+
+
+@pytest.mark.parametrize("n", [5, 12, 40, 1000])
+def test_an_interval_of_a_share_holds_it(n: int) -> None:
+    for successes in range(n + 1):
+        low, high = wilson(successes, n)
+        assert 0.0 <= low <= successes / n <= high <= 1.0
 
 
 def _clustered(rng: np.random.Generator, clusters: int, seeds: int = 1, seed_sd: float = 0.0) -> tuple[np.ndarray, ...]:

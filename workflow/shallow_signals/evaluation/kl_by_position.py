@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from shallow_signals.config.statistics import Statistics
-from shallow_signals.evaluation.statistics import Estimate, cluster_bootstrap_mean
+from shallow_signals.evaluation.statistics import POSITIVE, Estimate, cluster_bootstrap_mean
 from shallow_signals.files import InputError, read_parquet
 
 COLUMNS = ["text", "axis", "position", "kl", "low", "high", "live", "clusters"]
@@ -69,13 +69,18 @@ def kl_rows(curves: Mapping[str, Curve], settings: Statistics) -> Iterator[dict[
                 if alive:
                     parts = [curve.kl[i][window] for i in alive]
                     tokens = np.repeat(groups[alive], [len(part) for part in parts])
-                    estimate = cluster_bootstrap_mean(np.concatenate(parts), tokens, settings)
+                    estimate = cluster_bootstrap_mean(np.concatenate(parts), tokens, settings, bounds=POSITIVE)
                     yield _row(name, axis, first + (width + 1) / 2, estimate, len(alive))
         long = [i for i, kl in enumerate(curve.kl) if len(kl) >= 3]
         if long:
             firsts, lasts = (np.array([_third(curve.kl[i], end) for i in long]) for end in ("first", "last"))
-            for axis, values in (("first_third", firsts), ("last_third", lasts), ("difference", firsts - lasts)):
-                yield _row(name, axis, np.nan, cluster_bootstrap_mean(values, groups[long], settings), len(long))
+            for axis, values, bounds in (
+                ("first_third", firsts, POSITIVE),
+                ("last_third", lasts, POSITIVE),
+                ("difference", firsts - lasts, (-np.inf, np.inf)),
+            ):
+                mean = cluster_bootstrap_mean(values, groups[long], settings, bounds=bounds)
+                yield _row(name, axis, np.nan, mean, len(long))
 
 
 def _lists(column: pa.ChunkedArray) -> list[NDArray[np.float32]]:

@@ -23,6 +23,7 @@ from shallow_signals.config.statistics import Statistics
 MIN_SEEDS = 3  # runs of a trained model below which nothing is said about the model, only about the run
 DEFAULTS = Statistics()
 UNIT = (0.0, 1.0)
+POSITIVE = (0.0, math.inf)
 _BLOCK = 4_000_000  # cluster draws that stand in memory at once
 
 Floats = NDArray[np.float64]
@@ -53,7 +54,9 @@ def _wilson(share: float, n: float, confidence: float) -> tuple[float, float]:
     z = float(stats.norm.ppf((1 + confidence) / 2))
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return min(share, max(0.0, centre - half)), max(
+        share, min(1.0, centre + half)
+    )  # but for rounding, share lies within
 
 
 def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -108,7 +111,7 @@ def cluster_bootstrap_mean(
 
     * One or two seeds: the percentile interval of a bootstrap over clusters, for these runs. Under
       `settings.min_clusters` a t-interval over clusters (of the ratio of sums, linearised). Where every row is its own
-      cluster and every value 0 or 1, Wilson's interval.
+      cluster and every value 0 or 1, and `bounds` say that they are shares, Wilson's interval.
     * From three seeds on: one t-interval whose variance is that over clusters plus that of the seeds' mean, with
       Satterthwaite's degrees of freedom. Resampling three seeds would understate their spread by a third and use the
       normal's quantile where Student's is 4.3; it covers the truth far too rarely.
@@ -119,7 +122,8 @@ def cluster_bootstrap_mean(
     runs = _runs(values)
     design = _design(clusters, runs.shape[1], strata, weights)
     rows = runs.mean(axis=0)
-    if len(runs) == 1 and strata is None and design.singletons and np.isin(rows, (0.0, 1.0)).all():
+    share = bounds == UNIT and np.isin(rows, (0.0, 1.0)).all()
+    if len(runs) == 1 and strata is None and design.singletons and share:
         n = rows.size
         low, high = wilson(int(rows.sum()), n, settings.confidence)
         return Estimate(float(rows.mean()), low, high, n, n, "Wilson")

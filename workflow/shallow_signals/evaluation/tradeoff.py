@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from shallow_signals.config.statistics import Statistics
 from shallow_signals.decoding.strategies import Strategy, parse
-from shallow_signals.evaluation.statistics import Estimate, cluster_bootstrap_mean
+from shallow_signals.evaluation.statistics import POSITIVE, Estimate, cluster_bootstrap_mean
 from shallow_signals.files import InputError, read_parquet
 
 Doubles = NDArray[np.float64]
@@ -81,9 +81,8 @@ def points(run: Run, settings: Statistics) -> list[Point]:
     """Every strategy's mean KL and reward with intervals over prompts."""
     found = []
     for i, strategy in enumerate(run.strategies):
-        kl, sampled, reward = (
-            cluster_bootstrap_mean(of[i], run.prompts, settings) for of in (run.kl, run.kl_sampled, run.reward)
-        )
+        kl = cluster_bootstrap_mean(run.kl[i], run.prompts, settings, bounds=POSITIVE)
+        sampled, reward = (cluster_bootstrap_mean(of[i], run.prompts, settings) for of in (run.kl_sampled, run.reward))
         found.append(Point(strategy, kl, sampled, reward, float(run.tokens[i].mean()), float(run.ended[i].mean())))
     return found
 
