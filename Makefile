@@ -24,7 +24,12 @@ $(READY): $(LOCK) pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
+# A killed Snakemake leaves its folder locked. Takes the lock off where none runs (and says so where one does).
+unlock = @if compgen -G ".snakemake/locks/*" > /dev/null; then \
+	$(BIN)/python -m shallow_signals.slurm_queue && $(SNAKEMAKE) $(1) --unlock; fi
+
 demo: $(READY)
+	$(call unlock,--profile profiles/demo)
 	$(SNAKEMAKE) --profile profiles/demo all
 	@echo "Tables: results/demo/tables/   figures: results/demo/figures/   probe: results/demo/probe/"
 
@@ -32,6 +37,7 @@ demo: $(READY)
 SIZE ?= standard
 SMALL := --profile profiles/small --config size=$(SIZE) $(if $(DATA_ROOT),data_root=$(DATA_ROOT))
 small: $(READY)
+	$(call unlock,$(SMALL))
 	@echo "Reading the data; then what the run takes on this machine, then the run."
 	@$(SNAKEMAKE) $(SMALL) --quiet all --until tokenize_pairs -- all
 	@$(BIN)/python -m shallow_signals.planning $(SMALL) --left --calibrate --brief
@@ -42,7 +48,7 @@ TARGET ?= all
 resume: $(READY)
 	$(BIN)/python -m shallow_signals.slurm_queue
 	$(SNAKEMAKE) --profile slurm --unlock
-	$(SNAKEMAKE) --profile slurm --rerun-incomplete $(TARGET)
+	$(SNAKEMAKE) --profile slurm $(TARGET)
 
 test: lint unit workflow e2e slurm
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -94,6 +95,23 @@ def test_a_lack_of_seeds_is_no_disagreement(said: tuple[str, ...], words: list[s
     lines = list(readings.verdicts(pd.DataFrame({"group": "Harmless", "row": said})))
     assert len(lines) == 1 + len(words)
     assert all(word in line for word, line in zip(words, lines[1:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("low", "said"),
+    [
+        (0.41, "the first half of each response reaches 0.543 [0.410, 0.660] of the mean margin."),
+        (math.nan, "the mean margin is not above zero beyond its interval, so there is none to share out."),
+    ],
+)
+def test_a_share_without_an_interval_is_no_number(low: float, said: str) -> None:
+    reached = {"quantity": "log_ratio", "measure": "share_reached", "axis": "ratio", "x": 50, "value": 0.543}
+    rows = [reached | {"low": low, "high": low + 0.25}]
+    for measure, axis in (("holding", ""), ("held_by_head", ""), ("shifted", "whole"), ("shifted", "last_quarter")):
+        rows.append({"measure": measure, "axis": axis, "x": 80, "value": 0.2, "low": 0.1, "high": 0.3})
+    (line,) = readings.position(pd.DataFrame(rows).assign(label="Harmless"))
+    assert line.startswith(f"**Harmless**: {said}")
+    assert "nan" not in line
 
 
 def test_a_page_is_published_with_its_data(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -140,7 +141,9 @@ def position(frame: pd.DataFrame) -> Iterator[str]:
         half = part[(part["quantity"] == "log_ratio") & (part["measure"] == "share_reached")]
         half = half[(half["axis"] == "ratio") & (half["x"] == 50)]
         text = f"**{label}**: "
-        if not half.empty:
+        if not half.empty and math.isnan(half.iloc[0]["low"]):
+            text += "the mean margin is not above zero beyond its interval, so there is none to share out. "
+        elif not half.empty:
             text += f"the first half of each response reaches {_score(half.iloc[0])} of the mean margin. "
         tokens, head = (_first(part, measure=name) for name in ("holding", "held_by_head"))
         text += (
