@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,16 @@ from shallow_signals.evaluation.scores import score_pairs
 from shallow_signals.models.load import load_causal_lm, load_reward_model
 from shallow_signals.models.logprobs import PairTokens, pair_row
 from shallow_signals.models.tree import row_length
-from shallow_signals.planning.calibrate import calibrate
+from shallow_signals.planning.calibrate import calibrate, random_reward_model
 from shallow_signals.planning.dag import parse_jobs
 from shallow_signals.planning.lengths import Lengths, cut, scoring_rows, training_rows
 from shallow_signals.planning.memory import Fit, fit_training, training_bytes
-from shallow_signals.planning.shape import body_flops, parameters, read_shape, vocabulary_flops
+from shallow_signals.planning.shape import body_flops, parameters, passes_of, read_shape, vocabulary_flops
 from shallow_signals.training.pairs import PairIds, cut_pair, row_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = load_study(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
+SHAPE = ModelShape(hidden=32, layers=2, intermediate=64, heads=4, kv_heads=2, head_dim=8, vocabulary=500, tied=True)
 GEMMA, LLAMA = STUDY.planning.models["gemma_2b_it"], STUDY.planning.models["llama31_8b_instruct"]
 
 
@@ -98,6 +100,17 @@ def test_training_flops_are_those_that_torch_counts(checkpoint: Any, share: bool
     head = vocabulary_flops(shape, 8 * 66)
     # Our head makes its logits again on the way back: recomputation, which model FLOPs leave out.
     assert 3 * (body_flops(shape, widths) + head) == pytest.approx(counted.get_total_flops() - head, rel=0.02)
+
+
+@pytest.mark.parametrize("first_layer", [0, 1, 3])
+def test_the_backward_pass_ends_at_the_first_adapted_layer(first_layer: int) -> None:
+    shape = SHAPE.model_copy(update={"hidden": 96, "layers": 4, "intermediate": 192})
+    settings = setup.recipe(lora=Lora(rank=1, first_layer=first_layer), attention="eager")
+    model = random_reward_model(shape, settings)
+    with FlopCounterMode(display=False) as counted:
+        model(torch.arange(120).view(2, 60)).logits.sum().backward()
+    passes = counted.get_total_flops() / body_flops(shape, np.full(2, 60.0))
+    assert passes_of(settings, shape.layers) == pytest.approx(passes, rel=0.05)
 
 
 @pytest.mark.parametrize("max_length", [1000, 60])
@@ -209,9 +222,9 @@ rule all:
 
 
 def test_this_machine_is_measured() -> None:
-    shape = ModelShape(hidden=32, layers=2, intermediate=64, heads=4, kv_heads=2, head_dim=8, vocabulary=500, tied=True)
     settings = DPORecipe(learning_rate=1e-3, global_batch=4, micro_batch=4, max_length=512, compute="float32")
-    machine = calibrate(shape, settings, seconds=0.4)
+    machine = calibrate(SHAPE, settings, (128, 128, 128), seconds=0.4, since=time.time() - 7)
     assert 0 < machine.training.tokens < machine.scoring.tokens
-    per_token = body_flops(shape, np.full(4, 384.0)) / (4 * 384)
+    assert 7 < machine.start < 60
+    per_token = body_flops(SHAPE, np.full(4, 384.0)) / (4 * 384)
     assert machine.scoring.flops / machine.scoring.tokens == pytest.approx(per_token)

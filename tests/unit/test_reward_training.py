@@ -242,6 +242,20 @@ def test_training_learns_and_writes_an_ordinary_checkpoint(lora: Lora | None, tm
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_layers_below_the_first_adapted_one_stay_as_they_are(tmp_path: Path) -> None:
+    base = checkpoints.chatml(tmp_path / "base")
+    shards = setup.write_shards(tmp_path / "shards", planted(70))
+    settings = setup.recipe(epochs=2.5, lora=Lora(rank=4, alpha=8, first_layer=1), learning_rate=1e-2)
+    reward.train_reward_model(shards, base, settings, 0, tmp_path / "out", tmp_path / "state")
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "out"))
+    learnt = {name.split(".")[2] for name in before if ".layers." in name and not before[name].equal(after[name])}
+    assert learnt == {"1"}
+    assert {name.split(".")[2] for name in before if ".layers." in name} == {"0", "1"}
+    settings = setup.recipe(lora=Lora(first_layer=2))
+    with pytest.raises(InputError, match=r"lora.first_layer 2: .*base has layers 0 to 1"):
+        reward.train_reward_model(shards, base, settings, 0, tmp_path / "other", tmp_path / "other_state")
+
+
 def test_an_adapter_on_bfloat16_weights_is_trained_in_float32(tmp_path: Path) -> None:
     base = checkpoints.chatml(tmp_path / "base")
     shards = setup.write_shards(tmp_path / "shards", planted(70))

@@ -15,6 +15,11 @@ class Lora(Closed):
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    first_layer: int = Field(default=0, ge=0)  # those below it have no adapter, and no backward pass to pay for
+
+    def share(self, layers: int) -> float:
+        """Of a model's layers, those that are adapted."""
+        return max(0.0, 1.0 - self.first_layer / layers)
 
 
 class Recipe(Closed):

@@ -10,6 +10,8 @@ import re
 import sys
 from pathlib import Path
 
+from shallow_signals.config.recipes import Recipe
+from shallow_signals.config.study import DPOExperiment, RewardExperiment
 from shallow_signals.files import InputError
 from shallow_signals.planning.calibrate import Machine, calibrate_jobs
 from shallow_signals.planning.dag import planned_jobs, read_study
@@ -68,11 +70,18 @@ def _measure(sizes: Sizes, jobs: list[tuple[str, list[str]]], cores: int) -> Mac
         match = re.match(r"models/(reward|dpo)/([^/]+)/", path)
         if match and match[1] == "reward":
             spec = study.reward_models[match[2]]
-            return calibrate_jobs(sizes.shape(spec.model), study.reward_recipes[spec.recipe], cores)
+            return _measure_with(sizes, spec, study.reward_recipes[spec.recipe], cores)
         if match:
             policy = study.dpo[match[2]]
-            return calibrate_jobs(sizes.shape(policy.model), study.dpo_recipes[policy.recipe], cores)
+            return _measure_with(sizes, policy, study.dpo_recipes[policy.recipe], cores)
     return None
+
+
+def _measure_with(sizes: Sizes, spec: RewardExperiment | DPOExperiment, recipe: Recipe, cores: int) -> Machine:
+    lengths = sizes.lengths(spec.dataset, spec.model, "train")
+    room = recipe.max_length // 2  # long texts are cut
+    pair = [min(room, round(float(part.mean()))) for part in (lengths.prompt, lengths.chosen, lengths.rejected)]
+    return calibrate_jobs(sizes.shape(spec.model), recipe, (pair[0], pair[1], pair[2]), cores)
 
 
 if __name__ == "__main__":

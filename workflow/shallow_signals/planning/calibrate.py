@@ -17,10 +17,8 @@ from torch import nn
 from shallow_signals.config.planning import ModelShape
 from shallow_signals.config.recipes import Recipe
 from shallow_signals.models.load import pick_device
-from shallow_signals.planning.shape import body_flops
+from shallow_signals.planning.shape import body_flops, passes_of
 from shallow_signals.training.settings import compute_type
-
-PROMPT, RESPONSE = 128, 128  # tokens of the pairs that are read
 
 
 @dataclass(frozen=True)
@@ -38,26 +36,37 @@ class Machine:
     training: Speed
     scoring: Speed
     jobs: int = 1
+    start: float = 0.0  # seconds until a new process has its libraries and a model
 
 
-def calibrate_jobs(shape: ModelShape, recipe: Recipe, jobs: int) -> Machine:
-    """`calibrate` as a run goes: `jobs` processes of one thread side by side; on a GPU one process."""
-    if jobs < 2 or pick_device().type == "cuda":
-        return calibrate(shape, recipe)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        found = [task.result() for task in [pool.submit(calibrate, shape, recipe) for _ in range(jobs)]]
-    return Machine(_together([m.training for m in found]), _together([m.scoring for m in found]), jobs)
+def calibrate_jobs(shape: ModelShape, recipe: Recipe, pair: tuple[int, int, int], jobs: int) -> Machine:
+    """`calibrate` as a run goes: `jobs` new processes of one thread side by side; on a GPU one process."""
+    if pick_device().type == "cuda":
+        return calibrate(shape, recipe, pair)
+    spawn, threads = multiprocessing.get_context("spawn"), 1 if jobs > 1 else torch.get_num_threads()
+    with ProcessPoolExecutor(jobs, spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        since = time.time()  # comparable between processes
+        tasks = [pool.submit(calibrate, shape, recipe, pair, since=since) for _ in range(jobs)]
+        found = [task.result() for task in tasks]
+    return Machine(
+        training=_together([machine.training for machine in found]),
+        scoring=_together([machine.scoring for machine in found]),
+        jobs=jobs,
+        start=max(machine.start for machine in found),
+    )
 
 
 def _together(speeds: list[Speed]) -> Speed:
     return Speed(sum(speed.tokens for speed in speeds), sum(speed.flops for speed in speeds))
 
 
-def calibrate(shape: ModelShape, recipe: Recipe, seconds: float = 20.0) -> Machine:
+def calibrate(
+    shape: ModelShape, recipe: Recipe, pair: tuple[int, int, int], seconds: float = 20.0, since: float | None = None
+) -> Machine:
     """Run a reward model of `shape` as `recipe` trains it for half of `seconds`, and score with it for the other half.
 
-    The pairs share their prompts or not, as the recipe says; AdamW steps are part of the training.
+    `pair` holds the tokens of a prompt and of its two responses. They share the prompt or not, as the recipe says;
+    AdamW steps are part of the training. The start is counted from `since` (seconds of `time.time`), where given.
     """
     from shallow_signals.training.pairs import PairIds, batch_pairs
 
@@ -70,7 +79,8 @@ def calibrate(shape: ModelShape, recipe: Recipe, seconds: float = 20.0) -> Machi
     def ids(count: int) -> list[int]:
         return [int(number) for number in draw.integers(0, shape.vocabulary, count)]
 
-    pairs = [PairIds(ids(PROMPT), ids(RESPONSE), ids(RESPONSE)) for _ in range(recipe.micro_batch)]
+    prompt, chosen, rejected = pair
+    pairs = [PairIds(ids(prompt), ids(chosen), ids(rejected)) for _ in range(recipe.micro_batch)]
     batch = batch_pairs(pairs, 0, recipe.share_prompt)
     batch.inputs.update({name: value.to(device) for name, value in batch.inputs.items()})
     dtype = torch.bfloat16 if compute_type(recipe) == "bfloat16" else torch.float32
@@ -94,11 +104,12 @@ def calibrate(shape: ModelShape, recipe: Recipe, seconds: float = 20.0) -> Machi
         with torch.inference_mode():
             margins().sum().item()
 
+    start = 0.0 if since is None else time.time() - since
     training, scoring = (_rate(step, device, seconds / 2) for step in (train, score))
-    passes = 2.0 if recipe.lora else 3.0
     return Machine(
-        training=Speed(rows * width * training, passes * forward * training),
+        training=Speed(rows * width * training, passes_of(recipe, shape.layers) * forward * training),
         scoring=Speed(rows * width * scoring, forward * scoring),
+        start=start,
     )
 
 

@@ -50,7 +50,8 @@ def training_bytes(shape: ModelShape, recipe: Recipe, width: float, gpus: int = 
         return count * (16 + reference) / gpus + gathered + activations
     size = weight_bytes(recipe)
     if recipe.lora is not None:
-        return count * size + 16.0 * lora_parameters(shape, recipe.lora.rank) + activations
+        adapter = recipe.lora.share(shape.layers) * lora_parameters(shape, recipe.lora.rank)
+        return count * size + 16.0 * adapter + activations
     moments = 8 if recipe.optimizer == "paged_adamw_32bit" else 2 * size
     return float(count * (2 * size + moments)) + activations
 
@@ -60,6 +61,7 @@ def activation_bytes(shape: ModelShape, recipe: Recipe, width: float) -> float:
     tokens = recipe.micro_batch * width
     layer = 2.0 * (6 * shape.hidden + 2 * (shape.heads + 2 * shape.kv_heads) * shape.head_dim + 4 * shape.intermediate)
     kept = 2.0 * shape.hidden * shape.layers + layer if recipe.gradient_checkpointing else layer * shape.layers
+    kept *= recipe.lora.share(shape.layers) if recipe.lora else 1.0  # below the first adapter nothing is kept
     mask = recipe.micro_batch * width**2 if recipe.share_prompt else 0.0
     logits = 0.0
     if isinstance(recipe, DPORecipe):

@@ -14,12 +14,10 @@ from shallow_signals.config.truncation import Truncation, parse
 from shallow_signals.planning import sampling
 from shallow_signals.planning.lengths import Counts, Lengths, cut, scoring_rows, training_rows
 from shallow_signals.planning.memory import READ, Fit, fit_training, inference_bytes, weight_bytes
-from shallow_signals.planning.shape import body_flops, parameters, vocabulary_flops
+from shallow_signals.planning.shape import body_flops, parameters, passes_of, vocabulary_flops
 from shallow_signals.planning.sizes import Sizes, Split
 from shallow_signals.planning.work import Work
 
-TRAINED = 3.0  # forward, and a backward of twice its products
-ADAPTED = 2.0  # an adapter's backward leaves the products for the weights' gradients out
 _SAMPLED: dict[str, Callable[..., Work]] = {
     r"alpacaeval/(?P<comparison>[^/]+)/[^/]+/model_outputs\.json": sampling.generate_outputs,
     r"alpacaeval/(?P<comparison>[^/]+)/[^/]+/annotations\.json": sampling.judge_outputs,
@@ -76,7 +74,7 @@ class Planner:
         rows = training_rows(lengths, closing, recipe.max_length, recipe.share_prompt)
         places = rows.sum() if recipe.backend == "openrlhf" else float((_responses(lengths) + 2 * closing).sum())
         forward = body_flops(shape, rows) + (vocabulary_flops(shape, places) if is_dpo else 0.0)
-        passes = ADAPTED if recipe.lora else TRAINED
+        passes = passes_of(recipe, shape.layers)
         if is_dpo and (recipe.backend == "openrlhf" or _scored_again(truncation)):
             passes += 1.0 / recipe.epochs if recipe.backend == "trl" else 1.0  # the reference
         scale = lengths.weight * recipe.epochs

@@ -51,6 +51,10 @@ class Total:
             speed = machine.training if work.trains else machine.scoring
             self.here = (self.here or 0.0) + work.flops / speed.flops / 3600
 
+    def start(self, machine: Machine) -> None:
+        """Count the start of a job in, one of several side by side."""
+        self.here = (self.here or 0.0) + machine.start / machine.jobs / 3600
+
 
 def gpu_hours(work: Work, card: Card) -> float:
     """Hours of one GPU; sampled tokens wait for the weights to be read, everything else for products."""
@@ -69,6 +73,7 @@ def add_up(
     for rule, outputs in jobs:
         total = totals.setdefault(rule, Total())
         total.jobs += 1
+        before = total.flops
         for path in outputs:
             try:
                 work = planner.of(path)
@@ -78,13 +83,17 @@ def add_up(
             total.add(work, machine)
             if work.problem is not None:
                 refused.append(f"{path}: {work.problem}")
+        if machine is not None and total.flops > before:
+            total.start(machine)
     return totals, list(dict.fromkeys(refused))
 
 
 def speeds(machine: Machine) -> str:
     """What was measured."""
     beside = f", {machine.jobs} jobs side by side together" if machine.jobs > 1 else ""
-    return f"training {machine.training.tokens:,.0f} tokens/s, scoring {machine.scoring.tokens:,.0f} tokens/s{beside}"
+    start = f"; a job takes {machine.start:.0f} seconds to start" if machine.start else ""
+    rates = f"training {machine.training.tokens:,.0f} tokens/s, scoring {machine.scoring.tokens:,.0f} tokens/s"
+    return f"{rates}{beside}{start}"
 
 
 def in_brief(totals: Mapping[str, Total], machine: Machine | None) -> str:

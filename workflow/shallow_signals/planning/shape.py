@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shallow_signals.config.planning import ModelShape
+from shallow_signals.config.recipes import Recipe
 from shallow_signals.config.sources import TinyModel
 from shallow_signals.files import InputError
 
@@ -38,6 +39,11 @@ def body_flops(shape: ModelShape, widths: Counts) -> float:
     """One forward pass of the layers over rows of `widths` tokens."""
     square = 4.0 * shape.layers * shape.heads * shape.head_dim
     return float(2.0 * body_parameters(shape) * widths.sum() + square * (widths**2).sum())
+
+
+def passes_of(recipe: Recipe, layers: int) -> float:
+    """A training step in forward passes: the backward one has twice the products, of adapted layers once, else none."""
+    return 3.0 if recipe.lora is None else 1.0 + recipe.lora.share(layers)
 
 
 def vocabulary_flops(shape: ModelShape, places: float) -> float:

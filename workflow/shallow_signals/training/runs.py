@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from shallow_signals.config.recipes import Recipe
-from shallow_signals.files import replacing_folder, write_json
+from shallow_signals.files import InputError, replacing_folder, write_json
 from shallow_signals.models.load import load_tokenizer
 from shallow_signals.models.templates import Bos, read_template
 from shallow_signals.training.pairs import read_pairs, row_shapes
@@ -73,6 +73,7 @@ class Run:
 def prepare_run(shards: Path, base: Path, recipe: Recipe, seed: int, state: Path, bos: Bos) -> Run:
     """Read the train files in `shards` as the recipe cuts them and find the newest complete state."""
     tokenizer = load_tokenizer(base)
+    _check_first_layer(recipe, base)
     template = read_template(tokenizer, bos)
     closing = template.closing_ids if recipe.end_of_turn == "keep" else ()
     bos_id = template.bos_ids[0] if template.bos_ids else None
@@ -104,6 +105,12 @@ def prepare_run(shards: Path, base: Path, recipe: Recipe, seed: int, state: Path
         clock=MarkComplete(seconds_before),
         rounding=LostUpdates(every=arguments["logging_steps"]),
     )
+
+
+def _check_first_layer(recipe: Recipe, base: Path) -> None:
+    layers = json.loads((base / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+    if recipe.lora is not None and recipe.lora.first_layer >= layers:
+        raise InputError(f"recipe: lora.first_layer {recipe.lora.first_layer}: {base} has layers 0 to {layers - 1}")
 
 
 def complete_run(trainer: Any, run: Run, out: Path, **facts: Any) -> dict[str, Any]:
@@ -152,9 +159,11 @@ def lora_config(recipe: Recipe, task_type: str, trained_whole: list[str] | None 
     """An adapter on all linear layers but the head; None where all weights are trained."""
     if recipe.lora is None:
         return None
+    below = "|".join(map(str, range(recipe.lora.first_layer)))
     return LoraConfig(
         task_type=task_type,
         target_modules="all-linear",
+        exclude_modules=rf".*\.layers\.({below})\..*" if below else None,
         modules_to_save=trained_whole,
         r=recipe.lora.rank,
         lora_alpha=recipe.lora.alpha,
