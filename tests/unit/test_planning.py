@@ -25,10 +25,11 @@ from shallow_signals.evaluation.scores import score_pairs
 from shallow_signals.models.load import load_causal_lm, load_reward_model
 from shallow_signals.models.logprobs import PairTokens, pair_row
 from shallow_signals.models.tree import row_length
+from shallow_signals.planning import memory
 from shallow_signals.planning.calibrate import calibrate, random_reward_model
 from shallow_signals.planning.dag import parse_jobs
 from shallow_signals.planning.lengths import Lengths, cut, scoring_rows, training_rows
-from shallow_signals.planning.memory import Fit, fit_training, training_bytes
+from shallow_signals.planning.memory import Fit, fit_training, free_memory, too_little_here, training_bytes
 from shallow_signals.planning.shape import body_flops, parameters, passes_of, read_shape, vocabulary_flops
 from shallow_signals.training.pairs import PairIds, cut_pair, row_shapes
 
@@ -193,6 +194,25 @@ def test_a_whole_llama_does_not_fit_on_one_card_and_the_way_out_is_named() -> No
     gemma = fit_training(GEMMA, STUDY.reward_recipes["rlhflow_gemma_2b"], 6144, 80e9)
     assert isinstance(gemma, Fit)
     assert gemma.gpus == 1
+
+
+def test_too_little_memory_is_one_line() -> None:
+    assert too_little_here(3e9, 2, 7.5e9) is None
+    assert "2 jobs side by side need at least 7.4 GB, this machine has 7.3 GB free" in str(
+        too_little_here(3e9, 2, 7.3e9)
+    )
+    assert "a job needs at least 3.7 GB" in str(too_little_here(3e9, 1, 3.6e9))
+
+
+def test_a_container_has_the_memory_of_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    whole = free_memory()
+    assert 1e8 < whole < 1e15
+    (tmp_path / "memory.max").write_text("30000000\n")
+    (tmp_path / "memory.current").write_text("10000000\n")
+    assert free_memory() == 2e7
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory() == pytest.approx(whole, rel=0.2)
 
 
 def test_more_gpus_and_shorter_rows_take_less_memory() -> None:

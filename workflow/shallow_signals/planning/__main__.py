@@ -13,9 +13,10 @@ from pathlib import Path
 from shallow_signals.config.recipes import Recipe
 from shallow_signals.config.study import DPOExperiment, RewardExperiment
 from shallow_signals.files import InputError
+from shallow_signals.models.load import pick_device
 from shallow_signals.planning.calibrate import Machine, calibrate_jobs
 from shallow_signals.planning.dag import planned_jobs, read_study
-from shallow_signals.planning.memory import GB
+from shallow_signals.planning.memory import GB, free_memory, too_little_here
 from shallow_signals.planning.planner import Planner
 from shallow_signals.planning.report import TRAFFIC, UTILISATION, add_up, as_table, in_brief, speeds
 from shallow_signals.planning.sizes import Sizes
@@ -45,6 +46,9 @@ def main(given: list[str] | None = None) -> int:
     jobs = planned_jobs([*arguments, "--", *asked.targets], results)
     machine = _measure(sizes, jobs, run.cores) if asked.calibrate else None
     totals, refused = add_up(Planner(sizes, asked.card * GB), jobs, machine)
+    if machine is not None and pick_device().type == "cpu":
+        largest = max(total.memory for total in totals.values())
+        refused += filter(None, [too_little_here(largest, machine.jobs, free_memory())])
     if asked.brief:
         print(in_brief(totals, machine))
         beyond = run.left_to(LARGEST)

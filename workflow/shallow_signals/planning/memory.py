@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
 
 from shallow_signals.config.planning import ModelShape
 from shallow_signals.config.recipes import DPORecipe, Lora, Recipe
@@ -11,6 +14,8 @@ from shallow_signals.planning.shape import body_parameters, lora_parameters, par
 READ = 32768  # tokens of a scoring batch on a GPU
 GB = 1e9
 USABLE = 0.94  # of a card: the rest is CUDA's own and fragments
+LIBRARIES = 0.7 * GB  # of a process that has loaded torch, transformers and TRL
+CGROUP = Path("/sys/fs/cgroup")
 SHARDS = (1, 2, 4, 8)  # GPUs of one node that ZeRO-3 may spread the weights over
 
 
@@ -80,6 +85,32 @@ def inference_bytes(shape: ModelShape, tokens: float, *, reward_model: bool = Fa
     """A model in bfloat16 that reads batches of that many tokens."""
     layer = 2.0 * (4 * shape.hidden + 2 * shape.heads * shape.head_dim + 3 * shape.intermediate)
     return 2.0 * parameters(shape, reward_model=reward_model) + tokens * layer
+
+
+def too_little_here(largest: float, jobs: int, free: float) -> str | None:
+    """What is wrong where `jobs` processes side by side don't fit into `free` bytes of this machine, or None.
+
+    `largest` is the memory that the largest job is planned to take, the libraries of its process left out.
+    """
+    need = jobs * (largest + LIBRARIES)
+    if need <= free:
+        return None
+    each = f"{jobs} jobs side by side need" if jobs > 1 else "a job needs"
+    fewer = "`cores: 1` in the profile, or " if jobs > 1 else ""
+    return (
+        f"{each} at least {need / GB:.1f} GB, this machine has {free / GB:.1f} GB free: {fewer}micro_batch: 1 and a "
+        "shorter max_length in the recipes"
+    )
+
+
+def free_memory() -> float:
+    """Bytes that new processes may take, inside a container those of its limit."""
+    free = float(psutil.virtual_memory().available)
+    limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
+    try:
+        return min(free, float(limit.read_text()) - float(used.read_text()))
+    except (OSError, ValueError):  # no such limit
+        return free
 
 
 def _advice(shape: ModelShape, recipe: Recipe, width: float, card: float) -> str:
