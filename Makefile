@@ -26,7 +26,7 @@ $(READY): $(LOCK) pyproject.toml
 
 # A killed Snakemake leaves its folder locked. Takes the lock off where none runs (and says so where one does).
 unlock = @if compgen -G ".snakemake/locks/*" > /dev/null; then \
-	$(BIN)/python -m shallow_signals.slurm_queue && $(SNAKEMAKE) $(1) --unlock; fi
+	$(BIN)/python -m shallow_signals.slurm_queue --local && $(SNAKEMAKE) $(1) --unlock; fi
 
 demo: $(READY)
 	$(call unlock,--profile profiles/demo)

@@ -1,6 +1,7 @@
 """Jobs that a killed Snakemake has left in the SLURM queue: they go on and write the outputs that the next call makes.
 
-`python -m shallow_signals.slurm_queue` cancels those of this folder and waits until they are gone (see `make resume`).
+`python -m shallow_signals.slurm_queue` cancels those of this folder and waits until they are gone (see `make resume`);
+with `--local` it asks no queue and only refuses where a Snakemake still runs here.
 """
 
 from __future__ import annotations
@@ -59,13 +60,18 @@ def running_snakemake(folder: Path) -> list[int]:
     return sorted(found)
 
 
+def refuse_running(folder: Path) -> None:
+    """An `InputError` where a Snakemake of this machine runs in a folder: its lock is no leftover."""
+    if alive := running_snakemake(folder):
+        raise InputError(f"Snakemake still runs in {folder} (process {alive[0]}): nothing to resume")
+
+
 def cancel_orphans(folder: Path, patience: float = 300.0) -> list[QueuedJob]:
     """Cancel what a folder has in the queue; returns when it is gone, so that no two jobs write one output.
 
     An `InputError` where a Snakemake of this machine runs there, or where jobs don't end within `patience` seconds.
     """
-    if alive := running_snakemake(folder):
-        raise InputError(f"Snakemake still runs in {folder} (process {alive[0]}): nothing to resume")
+    refuse_running(folder)
     orphans = queued_jobs(folder)
     if not orphans:
         return []
@@ -80,7 +86,10 @@ def cancel_orphans(folder: Path, patience: float = 300.0) -> list[QueuedJob]:
 
 if __name__ == "__main__":
     try:
-        for cancelled in cancel_orphans(Path.cwd()):
-            print(f"cancelled: {cancelled}")
+        if "--local" in sys.argv[1:]:
+            refuse_running(Path.cwd())
+        else:
+            for cancelled in cancel_orphans(Path.cwd()):
+                print(f"cancelled: {cancelled}")
     except InputError as error:
         sys.exit(f"error: {error}")
