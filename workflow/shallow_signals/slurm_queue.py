@@ -1,7 +1,7 @@
 """Jobs that a killed Snakemake has left in the SLURM queue: they go on and write the outputs that the next call makes.
 
 `python -m shallow_signals.slurm_queue` cancels those of this folder and waits until they are gone (see `make resume`);
-with `--local` it asks no queue and only refuses where a Snakemake still runs here.
+with `--local` it cancels nothing and refuses where anything of this folder still runs.
 """
 
 from __future__ import annotations
@@ -66,6 +66,17 @@ def refuse_running(folder: Path) -> None:
         raise InputError(f"Snakemake still runs in {folder} (process {alive[0]}): nothing to resume")
 
 
+def refuse_busy(folder: Path) -> None:
+    """An `InputError` where a Snakemake runs in a folder, or where jobs of a killed one are in the queue."""
+    refuse_running(folder)
+    try:
+        orphans = queued_jobs(folder)
+    except InputError:  # SLURM's commands, but no cluster that answers
+        return
+    if orphans:
+        raise InputError(f"a killed Snakemake has left {orphans[0]} in the queue: go on with `make resume`")
+
+
 def cancel_orphans(folder: Path, patience: float = 300.0) -> list[QueuedJob]:
     """Cancel what a folder has in the queue; returns when it is gone, so that no two jobs write one output.
 
@@ -87,7 +98,7 @@ def cancel_orphans(folder: Path, patience: float = 300.0) -> list[QueuedJob]:
 if __name__ == "__main__":
     try:
         if "--local" in sys.argv[1:]:
-            refuse_running(Path.cwd())
+            refuse_busy(Path.cwd())
         else:
             for cancelled in cancel_orphans(Path.cwd()):
                 print(f"cancelled: {cancelled}")

@@ -15,7 +15,7 @@ class Lora(Closed):
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    first_layer: int = Field(default=0, ge=0)  # those below it have no adapter, and no backward pass to pay for
+    first_layer: int = Field(default=0, ge=0)  # those below it have no adapter
 
     def share(self, layers: int) -> float:
         """Of a model's layers, those that are adapted."""
@@ -48,6 +48,10 @@ class Recipe(Closed):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(default=50, ge=1)  # optimiser steps between resumable states
+
+    def backward_share(self, layers: int) -> float:
+        """Of a model's layers, those that a backward pass goes through: all of them where they are checkpointed."""
+        return 1.0 if self.lora is None or self.gradient_checkpointing else self.lora.share(layers)
 
     @model_validator(mode="before")
     @classmethod

@@ -14,7 +14,7 @@ from shallow_signals.planning.shape import body_parameters, lora_parameters, par
 READ = 32768  # tokens of a scoring batch on a GPU
 GB = 1e9
 USABLE = 0.94  # of a card: the rest is CUDA's own and fragments
-LIBRARIES = 0.7 * GB  # of a process that has loaded torch, transformers and TRL
+LIBRARIES = 0.5 * GB  # of a process that has loaded torch, transformers and TRL
 CGROUP = Path("/sys/fs/cgroup")
 SHARDS = (1, 2, 4, 8)  # GPUs of one node that ZeRO-3 may spread the weights over
 
@@ -66,7 +66,7 @@ def activation_bytes(shape: ModelShape, recipe: Recipe, width: float) -> float:
     tokens = recipe.micro_batch * width
     layer = 2.0 * (6 * shape.hidden + 2 * (shape.heads + 2 * shape.kv_heads) * shape.head_dim + 4 * shape.intermediate)
     kept = 2.0 * shape.hidden * shape.layers + layer if recipe.gradient_checkpointing else layer * shape.layers
-    kept *= recipe.lora.share(shape.layers) if recipe.lora else 1.0  # below the first adapter nothing is kept
+    kept *= recipe.backward_share(shape.layers)
     mask = recipe.micro_batch * width**2 if recipe.share_prompt else 0.0
     logits = 0.0
     if isinstance(recipe, DPORecipe):
@@ -104,13 +104,14 @@ def too_little_here(largest: float, jobs: int, free: float) -> str | None:
 
 
 def free_memory() -> float:
-    """Bytes that new processes may take, inside a container those of its limit."""
+    """Bytes that new processes may take, inside a container those of its limit. Cached files make room, so are free."""
     free = float(psutil.virtual_memory().available)
-    limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
     try:
-        return min(free, float(limit.read_text()) - float(used.read_text()))
+        limit = float((CGROUP / "memory.max").read_text())
+        used = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):  # no such limit
         return free
+    return min(free, limit - float(used["anon"]))
 
 
 def _advice(shape: ModelShape, recipe: Recipe, width: float, card: float) -> str:

@@ -51,10 +51,6 @@ class Total:
             speed = machine.training if work.trains else machine.scoring
             self.here = (self.here or 0.0) + work.flops / speed.flops / 3600
 
-    def start(self, machine: Machine) -> None:
-        """Count the start of a job in, one of several side by side."""
-        self.here = (self.here or 0.0) + machine.start / machine.jobs / 3600
-
 
 def gpu_hours(work: Work, card: Card) -> float:
     """Hours of one GPU; sampled tokens wait for the weights to be read, everything else for products."""
@@ -83,8 +79,8 @@ def add_up(
             total.add(work, machine)
             if work.problem is not None:
                 refused.append(f"{path}: {work.problem}")
-        if machine is not None and total.flops > before:
-            total.start(machine)
+        if total.here is not None and machine is not None and total.flops > before:
+            total.here += machine.start / machine.jobs / 3600  # a model's job, one of several side by side
     return totals, list(dict.fromkeys(refused))
 
 

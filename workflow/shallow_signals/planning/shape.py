@@ -42,8 +42,8 @@ def body_flops(shape: ModelShape, widths: Counts) -> float:
 
 
 def passes_of(recipe: Recipe, layers: int) -> float:
-    """A training step in forward passes: the backward one has twice the products, of adapted layers once, else none."""
-    return 3.0 if recipe.lora is None else 1.0 + recipe.lora.share(layers)
+    """A training step in forward passes: a backward one has twice the products, over frozen weights as many."""
+    return 1.0 + (2.0 if recipe.lora is None else 1.0) * recipe.backward_share(layers)
 
 
 def vocabulary_flops(shape: ModelShape, places: float) -> float:

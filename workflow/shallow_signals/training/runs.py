@@ -108,8 +108,10 @@ def prepare_run(shards: Path, base: Path, recipe: Recipe, seed: int, state: Path
 
 
 def _check_first_layer(recipe: Recipe, base: Path) -> None:
+    if recipe.lora is None or not recipe.lora.first_layer:
+        return
     layers = json.loads((base / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
-    if recipe.lora is not None and recipe.lora.first_layer >= layers:
+    if recipe.lora.first_layer >= layers:
         raise InputError(f"recipe: lora.first_layer {recipe.lora.first_layer}: {base} has layers 0 to {layers - 1}")
 
 
@@ -163,7 +165,7 @@ def lora_config(recipe: Recipe, task_type: str, trained_whole: list[str] | None 
     return LoraConfig(
         task_type=task_type,
         target_modules="all-linear",
-        exclude_modules=rf".*\.layers\.({below})\..*" if below else None,
+        exclude_modules=rf"\D*\.({below})\..*" if below else None,  # a module's first number is its layer's
         modules_to_save=trained_whole,
         r=recipe.lora.rank,
         lora_alpha=recipe.lora.alpha,
