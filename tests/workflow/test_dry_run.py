@@ -21,11 +21,25 @@ def test_paper_plan_names_every_table(workflow: Workflow) -> None:
     assert planned["fetch_length_control"] == 2
 
 
-@pytest.mark.parametrize("profile", ["demo", "small"])
-def test_profile_plans(workflow: Workflow, profile: str) -> None:
-    planned = workflow.planned("--profile", f"profiles/{profile}", "all")
+def test_demo_plan(workflow: Workflow) -> None:
+    planned = workflow.planned("--profile", "profiles/demo", "all")
     assert planned["make_table"] >= 1
     assert planned["run_probe"] >= 1
+
+
+def test_small_plan_in_every_size(workflow: Workflow) -> None:
+    """Each asks for more than the one before; `shuffled` for nothing but more shuffles of the labels."""
+    quick, standard, shuffled, full = (
+        workflow.planned("--profile", "profiles/small", "--config", f"size={size}", "--", "all")
+        for size in ("quick", "standard", "shuffled", "full")
+    )
+    assert quick["make_table"] == full["make_table"] >= 1
+    trained = ("train_reward_model", "train_dpo")
+    assert [standard[rule] > quick[rule] for rule in trained] == [True, True]
+    assert [shuffled[rule] - standard[rule] for rule in trained] == [4, 5]
+    assert [full[rule] > shuffled[rule] for rule in trained] == [True, True]
+    more = {rule for rule in shuffled if shuffled[rule] != standard.get(rule)}
+    assert more == {*trained, "score_heldout", "score_benchmark", "score_dpo_logprobs", "write_shards"}
 
 
 @pytest.mark.parametrize(
