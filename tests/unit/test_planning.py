@@ -26,7 +26,14 @@ from shallow_signals.models.load import load_causal_lm, load_reward_model
 from shallow_signals.models.logprobs import PairTokens, pair_row
 from shallow_signals.models.tree import row_length
 from shallow_signals.planning import memory
-from shallow_signals.planning.calibrate import Machine, Speed, calibrate, random_reward_model
+from shallow_signals.planning.calibrate import (
+    Machine,
+    Speed,
+    calibrate,
+    micro_batches,
+    random_reward_model,
+    typical_pairs,
+)
 from shallow_signals.planning.dag import parse_jobs
 from shallow_signals.planning.lengths import Lengths, cut, scoring_rows, training_rows
 from shallow_signals.planning.memory import Fit, fit_training, free_memory, too_little_here, training_bytes
@@ -266,9 +273,33 @@ def test_hours_here_are_those_of_products_and_of_the_start_of_each_models_job() 
     assert not totals["draw"].here
 
 
+def test_it_is_measured_on_pairs_that_stand_for_all() -> None:
+    draw = np.random.default_rng(0)
+    parts = [draw.integers(1, 700, 2000).astype(float) for _ in range(3)]
+    pairs = typical_pairs(Lengths(*parts, pairs=2000, closing=2), 32, 512)
+    assert len(pairs) == 32 and max(max(pair) for pair in pairs) == 512
+    ours, theirs = np.sum(pairs, axis=1), np.clip(np.stack(parts), 1, 512).sum(0)
+    assert ours.mean() == pytest.approx(theirs.mean(), rel=0.03)
+    assert ours.std() == pytest.approx(theirs.std(), rel=0.1)
+    assert (
+        typical_pairs(Lengths(*(part[:1] for part in parts), pairs=1, closing=2), 2, 700)
+        == [tuple(int(part[0]) for part in parts)] * 2
+    )
+
+
+def test_this_machine_is_measured_on_pairs_of_different_length() -> None:
+    """Padding takes time and counts as nothing; the longest pair stands in a micro-batch by itself."""
+    settings = DPORecipe(learning_rate=1e-3, global_batch=4, micro_batch=2, max_length=512, compute="float32")
+    pairs = [(20, 30, 30), (40, 200, 200), (20, 50, 10), (20, 30, 29)]
+    batches = micro_batches(SHAPE, settings, pairs, torch.device("cpu"))
+    assert [batch.tokens for batch in batches] == [440, 239]
+    assert [tuple(batch.pairs.inputs["input_ids"].shape) for batch in batches] == [(1, 440), (3, 80)]
+    assert batches[1].flops == pytest.approx(body_flops(SHAPE, np.array([80.0, 80.0, 79.0])))
+
+
 def test_this_machine_is_measured() -> None:
     settings = DPORecipe(learning_rate=1e-3, global_batch=4, micro_batch=4, max_length=512, compute="float32")
-    machine = calibrate(SHAPE, settings, (128, 128, 128), seconds=0.4, since=time.time() - 7)
+    machine = calibrate(SHAPE, settings, [(128, 128, 128)] * 4, seconds=0.4, since=time.time() - 7)
     assert 0 < machine.training.tokens < machine.scoring.tokens
     assert 7 < machine.start < 60
     per_token = body_flops(SHAPE, np.full(4, 384.0)) / (4 * 384)

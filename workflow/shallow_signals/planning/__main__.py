@@ -14,7 +14,7 @@ from shallow_signals.config.recipes import Recipe
 from shallow_signals.config.study import DPOExperiment, RewardExperiment
 from shallow_signals.files import InputError
 from shallow_signals.models.load import pick_device
-from shallow_signals.planning.calibrate import Machine, calibrate_jobs
+from shallow_signals.planning.calibrate import Machine, calibrate_jobs, typical_pairs
 from shallow_signals.planning.dag import planned_jobs, read_study
 from shallow_signals.planning.memory import GB, free_memory, too_little_here
 from shallow_signals.planning.planner import Planner
@@ -83,9 +83,8 @@ def _measure(sizes: Sizes, jobs: list[tuple[str, list[str]]], cores: int) -> Mac
 
 def _measure_with(sizes: Sizes, spec: RewardExperiment | DPOExperiment, recipe: Recipe, cores: int) -> Machine:
     lengths = sizes.lengths(spec.dataset, spec.model, "train")
-    room = recipe.max_length // 2  # long texts are cut
-    pair = [min(room, round(float(part.mean()))) for part in (lengths.prompt, lengths.chosen, lengths.rejected)]
-    return calibrate_jobs(sizes.shape(spec.model), recipe, (pair[0], pair[1], pair[2]), cores)
+    pairs = typical_pairs(lengths, recipe.global_batch, recipe.max_length // 2)  # long texts are cut
+    return calibrate_jobs(sizes.shape(spec.model), recipe, pairs, cores)
 
 
 if __name__ == "__main__":
