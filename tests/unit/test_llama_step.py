@@ -44,9 +44,9 @@ def by_both(model: Any, base: Any, late: int = 0) -> tuple[torch.Tensor, torch.T
     start = {"attention_mask": mask[:, :8].long(), "position_ids": positions[:, :8]}
     model(input_ids=ids[:, :8], past_key_values=cache, use_cache=True, **start)
     step = LlamaStep(base)
+    added = torch.where(mask, 0.0, -torch.inf).to(base.dtype)[:, None, None]
     steps = [
-        step(ids[:, t : t + 1], positions[:, t : t + 1] + late, mask[:, None, None, : t + 1], cache.layers)
-        for t in range(8, 14)
+        step(ids[:, t : t + 1], positions[:, t : t + 1] + late, added[..., : t + 1], cache.layers) for t in range(8, 14)
     ]
     return whole, torch.cat(steps, dim=1)
 

@@ -109,9 +109,13 @@ class Track:
         return torch.arange(end, device=self.pads.device) >= self.pads
 
     def _step_mask(self, end: int) -> Tensor:
-        """The same as the attention of one more token wants it, [rows, 1, 1, end]: a part of what was made before."""
+        """What the attention of one more token adds, [rows, 1, 1, end], 0 or minus infinity: a part of an earlier one.
+
+        Given True and False, torch would turn them into these in every layer.
+        """
         if self.mask is None or self.mask.shape[-1] < end:
-            self.mask = self._mask(end + _ROOM)[:, None, None]
+            held = self._mask(end + _ROOM)[:, None, None]
+            self.mask = torch.where(held, 0.0, -torch.inf).to(self.side.base.dtype)
         return self.mask[..., :end]
 
     def follow(self, parents: Indices, tokens: Tensor, wanted: NDArray[np.bool_]) -> None:

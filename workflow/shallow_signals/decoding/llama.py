@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import embedding, linear, scaled_dot_product_attention
 from transformers import LlamaForCausalLM
 
 _ROOM = 128  # positions by which the table of angles grows
@@ -46,8 +46,9 @@ class LlamaStep:
     def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, layers: Sequence[Any]) -> Tensor:
         """Logits after one more token of each row, [rows, 1, vocabulary].
 
-        `ids` and `positions` are [rows, 1]; `mask` is True where a place, the new one included, holds a token,
-        [rows, 1, 1, places]; `layers` are those of the cache, which take in the new keys and values.
+        `ids` and `positions` are [rows, 1]; `mask` is 0 where a place, the new one included, holds a token, and minus
+        infinity elsewhere, [rows, 1, 1, places]; `layers` are those of the cache, which take in the new keys and
+        values.
         """
         rows = len(ids)
         hidden = self.body.embed_tokens(ids)
@@ -64,7 +65,7 @@ class LlamaStep:
             normed = norm(hidden)
             # Queries and keys turn together, each half of a head with the other.
             heads = torch.cat([query(normed), key(normed)], dim=-1).view(rows, -1, size)
-            heads = (heads * cos).add_(heads.roll(size // 2, dims=-1).mul_(sin))
+            heads = torch.addcmul(heads * cos, heads.roll(size // 2, dims=-1), sin)
             new = value(normed).view(rows, -1, 1, size)
             groups = new.shape[1]
             keys, values = cache.update(heads[:, -groups:, None], new)
@@ -91,18 +92,32 @@ def _parts(layer: Any) -> tuple[Any, ...]:
         _product(attention.o_proj),
         _norm(layer.post_attention_layernorm),
         _product(mlp.gate_proj),
-        mlp.act_fn,
+        _bare(mlp.act_fn),
         *map(_product, (mlp.up_proj, mlp.down_proj)),
     )
 
 
 def _norm(module: Any) -> _Map:
-    weight = module.weight
-    return partial(rms_norm, normalized_shape=weight.shape, weight=weight, eps=module.variance_epsilon)
+    weight, eps = module.weight, module.variance_epsilon
+    return partial(_rms_norm, weight=weight, least=weight.new_full((1, 1, 1), eps, dtype=torch.float32))
+
+
+def _rms_norm(hidden: Tensor, weight: Tensor, least: Tensor) -> Tensor:
+    """`torch.rms_norm` of [rows, 1, size]; a row's product with itself is quicker than its squares and their mean."""
+    exact = hidden.float()
+    scale = torch.baddbmm(least, exact, exact.mT, alpha=1 / hidden.shape[-1]).rsqrt_()
+    return (exact * scale).mul_(weight).to(hidden.dtype)
 
 
 def _product(module: nn.Module) -> _Map:
     """The product that a module is. Adapters, quantised weights and the like are called as they are."""
-    if type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks:
+    bare = _bare(module)
+    if type(module) is nn.Linear and bare is not module:
         return partial(linear, weight=module.weight, bias=module.bias)
-    return module
+    return bare
+
+
+def _bare(module: nn.Module) -> _Map:
+    """What a module does, past the look for hooks where it has none."""
+    forward: _Map = module.forward
+    return module if module._forward_hooks or module._forward_pre_hooks else forward

@@ -30,7 +30,7 @@ class Side:
 
     @cached_property
     def takes_masks(self) -> bool:
-        """Whether one boolean mask [rows, 1, 1, places] serves every layer of the model."""
+        """Whether one mask [rows, 1, 1, places], added to the attention, serves every layer of the model."""
         try:
             refuse_unsupported(self.base)
         except InputError:
@@ -58,7 +58,8 @@ class Side:
         """Logits after the last of the new tokens, [rows, vocabulary].
 
         `ids` and `positions` of the new tokens are [rows, new]; `mask` tells which places hold a token, the new ones
-        included: [rows, places], or [rows, 1, 1, places] for one new token where the side `takes_masks`.
+        included: 1 or 0, [rows, places]; or for one new token, where the side `takes_masks`, 0 or minus infinity,
+        [rows, 1, 1, places].
         """
         with self.active() as model:
             if mask.dim() == 4 and self.step:
