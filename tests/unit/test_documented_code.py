@@ -1,4 +1,4 @@
-"""The library example of docs/extending.md runs as it is printed."""
+"""The library example of docs/extending.md runs as it is printed, and what the pages link to is there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import checkpoints
 from shallow_signals.files import InputError
 from shallow_signals.models.load import load_causal_lm, load_tokenizer
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "extending.md"
 
 
 def example() -> str:
@@ -43,3 +44,12 @@ def test_the_documented_call_refuses_another_vocabulary(tmp_path: Path) -> None:
     }
     with pytest.raises(InputError, match="differ in vocabulary"):
         exec(example(), folders)
+
+
+@pytest.mark.parametrize("page", sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")]), ids=lambda page: page.name)
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    """In a fresh clone, where nothing lies about that isn't committed."""
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    local = [target for target in targets if not target.startswith(("http:", "https:"))]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+    assert local or page.name != "README.md"

@@ -47,6 +47,8 @@ def job(snakemake: Any) -> Iterator[None]:
         os.environ[variable] = str(snakemake.threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # A CPU's kernels are compiled for each new width of a batch; kept by the thousand, they take gigabytes.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     name = " ".join([snakemake.rule, *snakemake.wildcards])
     terminal = sys.stderr
     path = Path(snakemake.log[0])

@@ -117,8 +117,9 @@ class _Batch:
 
     def _step(self, step: int) -> Indices:
         """Draw the next token of every live job and note what was measured; the tokens."""
-        policy = self.policy.read() if self._needed("policy", step, step).any() else None
-        reference = self.reference.read() if self._needed("reference", step, step).any() else None
+        both = self.settings.kl
+        policy = self.policy.read() if both or self._needed("policy", step, step).any() else None
+        reference = self.reference.read() if both or self._needed("reference", step, step).any() else None
         kl = self._history_kl(policy, reference)
         a = coefficient(self.rules, step, self._compared_kl(kl, policy, reference, step))
         first, draw_of = self._draws(a)
@@ -170,9 +171,7 @@ class _Batch:
             self._keep(np.argsort(rows))
 
     def _needed(self, side: Literal["policy", "reference"], start: int, end: int) -> NDArray[np.bool_]:
-        """Which live jobs need a model's output at one of the steps from `start` to `end`."""
-        if self.settings.kl:
-            return np.ones(len(self.live), dtype=bool)
+        """Which live jobs draw from a model's output, or compare it, at one of the steps from `start` to `end`."""
         rules = self.rules
         unused = 0.0 if side == "policy" else 1.0  # the coefficient with which this model has no part in the mixture
         early = (start <= rules.last) & (rules.high != unused)
@@ -182,6 +181,8 @@ class _Batch:
 
     def _wanted(self, side: Literal["policy", "reference"], step: int, histories: int) -> NDArray[np.bool_]:
         """Which histories a model has to follow, as a job on them needs it at `step` or later."""
+        if self.settings.kl:  # measured in both models
+            return np.ones(histories, dtype=bool)
         wanted = np.zeros(histories, dtype=bool)
         wanted[self.history[self._needed(side, step, self.settings.max_new_tokens)]] = True
         return wanted

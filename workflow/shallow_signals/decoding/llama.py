@@ -41,7 +41,7 @@ class LlamaStep:
         self.body = model.model
         self.layers = [_parts(layer) for layer in self.body.layers]
         self.norm, self.head = _norm(self.body.norm), _product(model.lm_head)
-        self.cos = self.sin = torch.empty(0, 0)  # [positions, head size]; of sines, the first half with the other sign
+        self.angles = torch.empty(0, 0)  # [positions, 2 head sizes]: cosines; sines, the first half with the other sign
 
     def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, layers: Sequence[Any]) -> Tensor:
         """Logits after one more token of each row, [rows, 1, vocabulary].
@@ -52,12 +52,9 @@ class LlamaStep:
         """
         rows = len(ids)
         hidden = self.body.embed_tokens(ids)
-        if len(self.cos) < mask.shape[-1]:
+        if len(self.angles) < mask.shape[-1]:
             self._make_angles(hidden, mask.shape[-1] + _ROOM)
-        cos, sin = (
-            embedding(positions, self.cos),
-            embedding(positions, self.sin),
-        )  # [rows, 1, head size]: the same for every head
+        cos, sin = embedding(positions, self.angles).chunk(2, dim=-1)  # [rows, 1, head size]: the same for every head
         size = cos.shape[-1]
         for (norm, query, key, value, scale, output, norm_after, gate, act, up, down), cache in zip(
             self.layers, layers, strict=True
@@ -80,7 +77,7 @@ class LlamaStep:
     def _make_angles(self, hidden: Tensor, positions: int) -> None:
         cos, sin = self.body.rotary_emb(hidden, torch.arange(positions, device=hidden.device)[None])
         first, second = sin[0].chunk(2, dim=-1)
-        self.cos, self.sin = cos[0], torch.cat([-first, second], dim=-1)
+        self.angles = torch.cat([cos[0], -first, second], dim=-1)
 
 
 def _parts(layer: Any) -> tuple[Any, ...]:
