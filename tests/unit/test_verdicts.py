@@ -31,6 +31,8 @@ N = 400
         ((SURE, CHANCE, (-0.15, -0.05), (-0.015, 0.015)), "everywhere"),
         ((SURE, CHANCE, (-0.15, -0.05), (-0.03, 0.03)), "undecided"),
         ((SURE, (0.6, 0.66), (-0.01, 0.03), (0.01, 0.05)), "length"),  # whatever head and tail say
+        ((CHANCE, (0.6, 0.66), (0.06, 0.2), (0.01, 0.05)), "length"),  # which tells what the model doesn't
+        (((0.3, 0.4), (0.6, 0.66), (0.2, 0.3), (0.01, 0.05)), "undecided"),  # a model that learnt something else
         ((CHANCE, CHANCE, (-0.05, 0.05), (0.01, 0.05)), "undecided"),  # a model that knows nothing has no place
         ((SURE, CHANCE, (-0.15, -0.05), None), "undecided"),
         ((SURE, CHANCE, (-0.15, -0.05), (np.nan, np.nan)), "undecided"),

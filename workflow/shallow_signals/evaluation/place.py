@@ -15,6 +15,8 @@ def place_of(
 ) -> Place:
     """Where the signal sits, by paired intervals; the first that applies:
 
+    * `undecided`: the model on whole responses is right less than half the time, interval and all: it has learnt
+      something else than these labels.
     * `length`: "the longer one wins" (or the shorter one, if that was learnt) beats one half and is at most `margin`
       worse than the model on whole responses, interval and all. Where length does as well as the words, the words prove
       nothing about a place.
@@ -23,6 +25,8 @@ def place_of(
     * `everywhere`: that difference lies within `margin` of zero, on both sides.
     * `undecided`: anything else. Bounds that are NaN (no interval could be had) decide nothing.
     """
+    if whole[1] < 0.5:
+        return "undecided"
     if longer[0] > 0.5 and longer_minus_whole[0] > -margin:
         return "length"
     if not whole[0] > 0.5 or head_minus_tail is None:

@@ -102,11 +102,14 @@ def implicit(frame: pd.DataFrame) -> Iterator[str]:
     for label, part in _groups(frame, "label"):
         head = part[(part["axis"] == "ratio") & (part["curve"] == "head")].sort_values("x")
         last = head.iloc[-1]
-        reached = head[head["accuracy"] >= last["accuracy"] - CLOSE]["x"].min()
+        far = head[(head["accuracy"] - last["accuracy"]).abs() > CLOSE]["x"].max()
+        reached = head["x"].min() if math.isnan(far) else head[head["x"] > far]["x"].min()
         text = (
             f"**{label}** ({last['n']:,} pairs): {_accuracy(last)} on whole responses; within {100 * CLOSE:g} points "
             f"of that from {reached:g}% on"
         )
+        if last["high"] < 0.5:
+            text += ". Right less than half the time: the policy learnt to prefer what people here reject"
         for curve in ("tail", "min_length"):
             row = part[(part["axis"] == "ratio") & (part["curve"] == curve) & (part["x"] == 50)]
             if not row.empty:
