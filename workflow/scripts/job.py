@@ -5,39 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-
-class LogStream:
-    """A text stream into the log that repeats progress bars on the terminal, a whole line every few seconds."""
-
-    encoding = "utf-8"
-
-    def __init__(self, log: TextIO, terminal: TextIO, name: str, every: float = 10.0) -> None:
-        self.log, self.terminal, self.name, self.every = log, terminal, name, every
-        self.last = time.monotonic()
-
-    def write(self, text: str) -> int:
-        self.log.write(text)
-        line = text.strip()
-        if "\r" in text and "%|" in line and time.monotonic() - self.last > self.every:
-            self.last = time.monotonic()
-            self.terminal.write(f"[{self.name}] {line}\n")
-            self.terminal.flush()
-        return len(text)
-
-    def flush(self) -> None:
-        self.log.flush()
-
-    def isatty(self) -> bool:
-        return False
 
 
 @contextmanager
@@ -55,6 +29,7 @@ def job(snakemake: Any) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     from shallow_signals.files import InputError
     from shallow_signals.gpu_claim import claim_gpus
+    from shallow_signals.log_stream import LogStream
 
     with path.open("w", encoding="utf-8", buffering=1) as log:
         slurm = os.environ.get("SLURM_JOB_ID")

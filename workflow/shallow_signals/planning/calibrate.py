@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, pairwise
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,10 @@ from shallow_signals.config.planning import ModelShape
 from shallow_signals.config.recipes import Recipe
 from shallow_signals.models.heads import read_scores, token_scores
 from shallow_signals.models.load import pick_device
+from shallow_signals.models.tree import row_length
 from shallow_signals.planning.lengths import Lengths
 from shallow_signals.planning.shape import body_flops, passes_of
-from shallow_signals.training.pairs import PairBatch, PairIds, batch_pairs
+from shallow_signals.training.pairs import PairBatch, PairIds, batch_pairs, pair_rows
 from shallow_signals.training.settings import compute_type
 from shallow_signals.training.steps import balanced
 
@@ -128,17 +129,18 @@ class MicroBatch:
 def micro_batches(shape: ModelShape, recipe: Recipe, pairs: Sequence[Pair], device: torch.device) -> list[MicroBatch]:
     """The micro-batches of one step, the longest pair first."""
     draw = np.random.default_rng(0)
-    ordered = sorted(pairs, key=sum, reverse=True)
-    shared = recipe.share_prompt
-    rows = [[sum(pair)] if shared else [pair[0] + pair[1], pair[0] + pair[2]] for pair in ordered]
+    ordered = [
+        PairIds(*(draw.integers(0, shape.vocabulary, tokens).tolist() for tokens in pair))
+        for pair in sorted(pairs, key=sum, reverse=True)
+    ]
+    shapes = [[row_length(row) for row in pair_rows(pair, recipe.share_prompt)] for pair in ordered]
     parts = -(-len(ordered) // recipe.micro_batch)
-    starts = balanced([len(row) for row in rows], [max(row) for row in rows], parts)
+    starts = balanced([len(rows) for rows in shapes], [max(rows) for rows in shapes], parts)
     made = []
-    for start, end in zip(starts, [*starts[1:], len(ordered)], strict=True):
-        ids = [PairIds(*(draw.integers(0, shape.vocabulary, n).tolist() for n in pair)) for pair in ordered[start:end]]
-        batch = batch_pairs(ids, 0, shared)
+    for start, end in pairwise([*starts, len(ordered)]):
+        batch = batch_pairs(ordered[start:end], 0, recipe.share_prompt)
         batch.inputs.update({name: value.to(device) for name, value in batch.inputs.items()})
-        widths = np.array([width for row in rows[start:end] for width in row], dtype=float)
+        widths = np.array([width for rows in shapes[start:end] for width in rows], dtype=float)
         made.append(MicroBatch(batch, float(widths.sum()), body_flops(shape, widths)))
     return made
 
@@ -191,11 +193,11 @@ def _speed(
             torch.cuda.synchronize()
 
     run(batches[0])
+    order = cycle(np.random.default_rng(0).permutation(len(batches)))
     started, tokens, flops = time.monotonic(), 0.0, 0.0
-    for number in cycle(np.random.default_rng(0).permutation(len(batches))):
-        run(batches[number])
-        tokens, flops = tokens + batches[number].tokens, flops + batches[number].flops
-        spent = time.monotonic() - started
-        if spent >= seconds:
-            return Speed(tokens / spent, flops / spent)
-    raise ValueError("no batches")
+    while not tokens or time.monotonic() - started < seconds:
+        batch = batches[next(order)]
+        run(batch)
+        tokens, flops = tokens + batch.tokens, flops + batch.flops
+    spent = time.monotonic() - started
+    return Speed(tokens / spent, flops / spent)
