@@ -293,7 +293,7 @@ def test_this_machine_is_measured_on_pairs_of_different_length() -> None:
     pairs = [(20, 30, 30), (40, 200, 200), (20, 50, 10), (20, 30, 29)]
     batches = micro_batches(SHAPE, settings, pairs, torch.device("cpu"))
     assert [batch.tokens for batch in batches] == [440, 239]
-    assert [tuple(batch.pairs.inputs["input_ids"].shape) for batch in batches] == [(1, 440), (3, 80)]
+    assert [tuple(batch.pairs.inputs["input_ids"].shape) for batch in batches] == [(1, 448), (3, 80)]
     assert batches[1].flops == pytest.approx(body_flops(SHAPE, np.array([80.0, 80.0, 79.0])))
 
 

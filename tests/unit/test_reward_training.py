@@ -25,7 +25,7 @@ from shallow_signals.files import InputError
 from shallow_signals.models.heads import read_scores, token_scores
 from shallow_signals.models.load import load_reward_model, load_tokenizer
 from shallow_signals.models.templates import read_template
-from shallow_signals.models.tree import TreeBatch
+from shallow_signals.models.tree import TreeBatch, padded_width
 from shallow_signals.training import pairs as layout
 from shallow_signals.training import reward, runs
 from shallow_signals.training.pairs import PairIds, batch_pairs, cut_pair, read_pairs, row_shapes
@@ -144,8 +144,9 @@ def test_end_of_turn_kept_and_dropped(checkpoint: Checkpoint, closing: list[str]
         assert not kept or tuple(ids) == read_template(tokenizer, "auto").closing_ids
         data, _ = read_pairs(shards, closing=ids, max_length=64)
         batch = batch_pairs([PairIds.from_row(data[0])], tokenizer.pad_token_id or 0, share_prompt=True)
-        tokens = batch.inputs["input_ids"][0].tolist()
-        assert tokens == [300, 301, 302, 303, *ids, 304, 305, 306, *ids]
+        expected = [300, 301, 302, 303, *ids, 304, 305, 306, *ids]
+        row = batch.inputs["input_ids"][0].tolist()
+        assert row == expected + [tokenizer.pad_token_id or 0] * (padded_width(len(expected)) - len(expected))
         assert batch.chosen.tolist() == [[0, 3 + len(ids)]]
         assert batch.rejected.tolist() == [[0, 6 + 2 * len(ids)]]
 
@@ -179,7 +180,7 @@ def test_reading_shards(tmp_path: Path) -> None:
         rows, widths, tokens = row_shapes(data, share)
         assert (rows.tolist(), widths.tolist()) == expected
         laid_out = [batch_pairs([PairIds.from_row(row)], 0, share).inputs["input_ids"] for row in data]
-        assert [tuple(ids.shape) for ids in laid_out] == list(zip(*expected, strict=True))
+        assert [tuple(ids.shape) for ids in laid_out] == [(r, padded_width(w)) for r, w in zip(*expected, strict=True)]
         assert tokens == sum(int((ids != 0).sum()) for ids in laid_out)
     with pytest.raises(InputError, match=r"no valid-\*"):
         read_pairs(tmp_path, split="valid", closing=[], max_length=8)

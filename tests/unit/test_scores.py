@@ -277,11 +277,24 @@ def tokens_file(path: Path, rows: list[dict[str, Any]], closing: list[int]) -> P
 
 
 @pytest.mark.parametrize("end_of_turn", ["keep", "drop"])
-def test_heldout_file(family: Family, tmp_path: Path, end_of_turn: Any) -> None:
+@pytest.mark.parametrize("keeps", ["heads", "tails", "both"])
+def test_heldout_file(
+    family: Family, tmp_path: Path, end_of_turn: Any, keeps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept beginnings are read with the whole responses, anything else by itself; each is the score of its own text."""
     halves = [
-        {**row, **{side: row[side][: max(1, len(row[side]) // 2)] for side in ("chosen_ids", "rejected_ids")}}
-        for row in family.rows[1:]  # one pair collapsed
+        {
+            **row,
+            **{
+                side: ids[len(ids) // 3 :] if keeps == "tails" or (keeps == "both" and i) else ids[: 1 + len(ids) // 3]
+                for side, ids in ((side, row[side]) for side in ("chosen_ids", "rejected_ids"))
+            },
+        }
+        for i, row in enumerate(family.rows[1:])  # one pair collapsed
     ]
+    passes: list[int] = []
+    real = scores.read_layout
+    monkeypatch.setattr(scores, "read_layout", lambda *given: passes.append(len(given[1].rows)) or real(*given))
     tokens = tokens_file(tmp_path / "tokens.parquet", family.rows, family.closing)
     full, kept = shards(tmp_path / "full", family.rows), shards(tmp_path / "head50", halves)
     scoring = Scoring(2048, end_of_turn, "float32", "flash_attention_2", [50, 100])
@@ -293,10 +306,13 @@ def test_heldout_file(family: Family, tmp_path: Path, end_of_turn: Any) -> None:
         {"values": "cut50", "counts": 4},
         {"values": "kept", "counts": 3},
     ]
-    for row in family.rows[1:]:
+    assert passes == {"heads": [4], "tails": [4, 3], "both": [4, 2]}[keeps]
+    closing = family.closing if end_of_turn == "keep" else []
+    for row, half in zip(family.rows[1:], halves, strict=True):
         found = by_test(table, row["pair_id"])
-        assert found["kept"] == pytest.approx(found["cut50"], abs=1e-5)
-        expected = family.expected(row, [50], family.closing if end_of_turn == "keep" else [])
+        alone = family.alone([half["prompt_ids"] + half[side] + closing for side in ("chosen_ids", "rejected_ids")])
+        assert found["kept"] == pytest.approx(alone, abs=1e-4)
+        expected = family.expected(row, [50], closing)
         assert found["full"] == pytest.approx(expected["full"], abs=1e-4)
         assert found["cut50"] == pytest.approx(expected["cut50"], abs=1e-4)
     score_heldout(family.folder, full, None, tokens, scoring, tmp_path / "whole.parquet")

@@ -10,6 +10,7 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
 from shallow_signals.files import InputError
+from shallow_signals.models.tree import padded_width
 from shallow_signals.training.steps import SortedSteps, accumulation_steps, balanced, padded_tokens
 
 LENGTHS = np.random.default_rng(5).lognormal(4, 0.7, 203).astype(np.int64) + 1
@@ -101,7 +102,7 @@ def test_padded_tokens_against_a_loop_and_sorting_saves_them() -> None:
                 starts = balanced(rows[step].tolist(), LENGTHS[step].tolist(), len(starts))
             for start, end in pairwise([*starts, len(step)]):
                 batch = step[start:end]
-                expected += int(rows[batch].sum() * LENGTHS[batch].max())
+                expected += int(rows[batch].sum()) * padded_width(int(LENGTHS[batch].max()))
         counts[sort] = padded_tokens(order, made, 4, rows)
         assert counts[sort] == expected
     real = int((rows * LENGTHS).sum())

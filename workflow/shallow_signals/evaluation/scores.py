@@ -60,6 +60,7 @@ def score_pairs(
     pad_id: int,
     bos_id: int | None = None,
     test: str = "full",
+    kept: Mapping[str, tuple[int, int]] | None = None,
     progress: Progress | None = None,
 ) -> pa.Table:
     """Score pairs with any sequence-classification model; one forward pass per pair, the prompt read once.
@@ -71,14 +72,22 @@ def score_pairs(
     can't share what others read and costs a row of its own.
 
     Returns the schema `SCORES` in the order of `rows`: for each pair the whole responses under the name `test`, then
-    `cut05` ... for each of `cuts` below 100 (100 is the whole response). Scores don't depend on `token_budget` (rows x
+    `cut05` ... for each of `cuts` below 100 (100 is the whole response), then, for the pairs whose ids are in `kept`,
+    its first so many tokens of chosen and rejected under the name `kept`. Scores don't depend on `token_budget` (rows x
     width of a batch) or on order, but for rounding. An empty response is an `InputError`.
     """
     refuse_unsupported(model)
     below = [(f"cut{cut:02d}", parse(f"head{cut}")) for cut in sorted(set(cuts)) if cut < 100]
     layout = Layout(closing, max_length, bos_id)
+    prefixes = kept or {}
     lengths = [
-        [_kept_lengths(len(_response(row, side)), [truncation for _, truncation in below]) for side in SIDES]
+        [
+            [
+                *_kept_lengths(len(_response(row, side)), [truncation for _, truncation in below]),
+                *([prefixes[row["pair_id"]][s]] if row["pair_id"] in prefixes else []),
+            ]
+            for s, side in enumerate(SIDES)
+        ]
         for row in rows
     ]
     for index, row in enumerate(rows):
@@ -87,14 +96,15 @@ def score_pairs(
 
     columns: dict[str, list[Any]] = {name: [] for name in SCORES.names}
     for index, row in enumerate(rows):
-        for place, name in enumerate([test, *(name for name, _ in below)]):
+        names = [test, *(name for name, _ in below), *(["kept"] if row["pair_id"] in prefixes else [])]
+        for place, name in enumerate(names):
             for key in KEYS:
                 columns[key].append(row[key])
             columns["test"].append(name)
             for s, side in enumerate(SIDES):
-                kept = lengths[index][s][place]
-                columns[side].append(scores[index, s, kept])
-                columns[f"{side}_length"].append(kept)
+                tokens = lengths[index][s][place]
+                columns[side].append(scores[index, s, tokens])
+                columns[f"{side}_length"].append(tokens)
     return pa.table(columns, schema=SCORES)
 
 
@@ -113,12 +123,16 @@ def score_heldout(model: Path, full: Path, kept: Path | None, tokens: Path, scor
     """Score the test pairs of shards and write the schema `SCORES`.
 
     `full` are the shards of whole responses, read at every cut, too; `kept` those of the training set's truncation,
-    scored under the name `kept` (None where the training set keeps whole responses). `tokens` tells the closing.
+    scored under the name `kept` (None where the training set keeps whole responses): with the whole responses where
+    it keeps their beginnings, else on their own. `tokens` tells the closing.
     """
     reader = _Reader(model, scoring, _closing(tokens, scoring))
-    parts = [reader.score(_test_rows(full), scoring.cuts, "full")]
-    if kept is not None:
-        parts.append(reader.score(_test_rows(kept), [], "kept"))
+    whole = _test_rows(full)
+    cut = [] if kept is None else _test_rows(kept)
+    prefixes = _prefixes(whole, cut)
+    parts = [reader.score(whole, scoring.cuts, "full", prefixes)]
+    if others := [row for row in cut if row["pair_id"] not in prefixes]:
+        parts.append(reader.score(others, [], "kept"))
     write_parquet(output, pa.concat_tables(parts))
 
 
@@ -129,7 +143,13 @@ class _Reader(RewardReader):
         super().__init__(folder, scoring.compute, scoring.attention)
         self.closing, self.max_length = closing, scoring.max_length
 
-    def score(self, rows: Sequence[Mapping[str, Any]], cuts: Sequence[int], test: str) -> pa.Table:
+    def score(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        cuts: Sequence[int],
+        test: str,
+        kept: Mapping[str, tuple[int, int]] | None = None,
+    ) -> pa.Table:
         from tqdm import tqdm  # type: ignore[import-untyped]
 
         with tqdm(total=None, desc=f"scoring {len(rows)} pairs ({test})", unit="token", unit_scale=True) as bar:
@@ -148,6 +168,7 @@ class _Reader(RewardReader):
                 pad_id=self.pad_id,
                 bos_id=self.bos_id,
                 test=test,
+                kept=kept,
                 progress=progress,
             )
 
@@ -155,6 +176,25 @@ class _Reader(RewardReader):
 def _kept_lengths(tokens: int, truncations: Sequence[Truncation]) -> list[int]:
     """Kept tokens of the whole response, then at each cut."""
     return [tokens, *(nominal_range(cut, tokens, other_tokens=None, key="")[1] for cut in truncations)]
+
+
+def _prefixes(whole: Sequence[Mapping[str, Any]], cut: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Of the pairs that `cut` holds as beginnings of both their `whole` responses: id to kept tokens of each."""
+    known = {row["pair_id"]: row for row in whole}
+    found = {}
+    for row in cut:
+        other = known.get(row["pair_id"])
+        first, second = len(row["chosen_ids"]), len(row["rejected_ids"])
+        if (
+            other is not None
+            and first
+            and second
+            and row["prompt_ids"] == other["prompt_ids"]
+            and row["chosen_ids"] == other["chosen_ids"][:first]
+            and row["rejected_ids"] == other["rejected_ids"][:second]
+        ):
+            found[row["pair_id"]] = (first, second)
+    return found
 
 
 def _response(row: Mapping[str, Any], side: str) -> Sequence[int]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shallow_signals.files import InputError, read_parquet
-from shallow_signals.models.tree import Row, Segment, batch_rows
+from shallow_signals.models.tree import Row, Segment, batch_rows, padded_width
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _ends(row: Row) -> list[int]:
 def _plain_inputs(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
     """Rows without branches, padded on the right, with the ordinary mask [rows, width]."""
     texts = [[token for segment in row for token in segment.ids] for row in rows]
-    width = max(map(len, texts))
+    width = padded_width(max(map(len, texts)))
     ids = [text + [pad_id] * (width - len(text)) for text in texts]
     lengths = torch.tensor([len(text) for text in texts])
     return {"input_ids": torch.tensor(ids), "attention_mask": (torch.arange(width) < lengths[:, None]).long()}

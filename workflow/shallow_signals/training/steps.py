@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from shallow_signals.files import InputError
+from shallow_signals.models.tree import padded_width
 
 
 class SortedSteps(Sampler[int]):
@@ -123,5 +124,9 @@ def padded_tokens(
                 cuts = np.arange(0, len(mine), micro_batch)
                 if sampler.sort:
                     cuts = np.array(balanced(counts.tolist(), widths.tolist(), len(cuts)))
-                total += int((np.maximum.reduceat(widths, cuts) * np.add.reduceat(counts, cuts)).sum())
+                longest, together = np.maximum.reduceat(widths, cuts), np.add.reduceat(counts, cuts)
+                total += sum(
+                    count * padded_width(width)
+                    for count, width in zip(together.tolist(), longest.tolist(), strict=True)
+                )
     return total
