@@ -16,7 +16,7 @@ from shallow_signals.config.truncation import parse
 from shallow_signals.data import planted
 from shallow_signals.data.planted_truth import best_accuracy
 from shallow_signals.evaluation import checks
-from shallow_signals.evaluation.checks import Check, CheckFailed, Experiment
+from shallow_signals.evaluation.checks import Check, CheckFailed, Experiment, PlantedExperiment
 
 SETTINGS = Statistics(resamples=200)
 SIDES = ("chosen", "rejected")
@@ -58,7 +58,7 @@ BOTH = ("full", "kept")
 
 
 def run(full: pa.Table, head: pa.Table) -> list[Check]:
-    experiment = Experiment("front", FRONT, {"full": {1: full}, "head50": {1: head}})
+    experiment = PlantedExperiment("front", {"full": {1: full}, "head50": {1: head}}, FRONT)
     return checks.planted_checks([experiment], SETTINGS)
 
 
@@ -86,12 +86,14 @@ def test_a_judge_that_loses_too_much_at_the_cut_fails_the_gap() -> None:
 
 def shuffled(flip: float) -> list[Check]:
     tables = {f"shuffled{i}": {1: table(flip=flip + 0.01 * (i - 3))} for i in range(1, 6)}
-    experiment = Experiment("front", FRONT, {"full": {1: table()}, **tables})
+    experiment = Experiment("front", {"full": {1: table()}, **tables})
     return checks.shuffled_checks([experiment], SETTINGS)
 
 
 def test_shuffled_labels_must_be_right_half_the_time() -> None:
+    """On any data; the world's bounds and gaps are asked of planted data alone."""
     checks.require(shuffled(0.5))
+    assert checks.planted_checks([Experiment("real", {"full": {1: table()}})], SETTINGS) == []
     with pytest.raises(CheckFailed, match="shuffled front/5 shuffles"):
         checks.require(shuffled(0.3))
 

@@ -48,7 +48,7 @@ def by_both(model: Any, base: Any, late: int = 0) -> tuple[torch.Tensor, torch.T
     steps = [
         step(ids[:, t : t + 1], positions[:, t : t + 1] + late, added[..., : t + 1], cache.layers) for t in range(8, 14)
     ]
-    return whole, torch.cat(steps, dim=1)
+    return whole, torch.stack(steps, dim=1)
 
 
 @pytest.mark.parametrize(

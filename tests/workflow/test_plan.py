@@ -68,6 +68,14 @@ def test_a_size_says_what_it_leaves_to_the_largest(workflow: Workflow, monkeypat
     assert asked.cores == 2
 
 
+def test_kept_beginnings_are_read_with_the_whole(workflow: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workflow.folder)
+    planner = Planner(Sizes(read_study(Path("profiles/small"), []).study, Path("nowhere")))
+    scored = (f"evaluations/reward/hh_harmless/{t}/seed1/heldout.parquet" for t in ("full", "head50", "tail50"))
+    full, head, tail = (planner.of(path).tokens for path in scored)
+    assert 0 < full == head < tail
+
+
 def test_every_job_is_in_the_plan(workflow: Workflow) -> None:
     printed = plan(workflow, "--configfile", "micro.yaml")
     assert printed.returncode == 0, printed.stdout

@@ -1,4 +1,4 @@
-"""Hold the planted world's models against its truth; fail with every line that disagrees."""
+"""Hold models against a truth that is known; fail with every line that disagrees."""
 
 from job import job
 
@@ -13,7 +13,9 @@ with job(snakemake):
 
     experiments = [
         checks.load_experiment(
-            row["experiment"], PlantedSource.model_validate(row["planted"]), row["scores"]["heldout"]
+            row["experiment"],
+            row["scores"]["heldout"],
+            PlantedSource.model_validate(row["planted"]) if row["planted"] else None,
         )
         for row in snakemake.params.rows
     ]

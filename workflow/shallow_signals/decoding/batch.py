@@ -21,7 +21,7 @@ from shallow_signals.decoding.cache import Track
 from shallow_signals.decoding.kl import argmax_rank, exact_kl, monte_carlo_kl
 from shallow_signals.decoding.pair import ModelPair
 from shallow_signals.decoding.records import MEASURES, Generation
-from shallow_signals.decoding.rows import Indices, distinct, in_pieces, pick
+from shallow_signals.decoding.rows import Indices, argmax, distinct, in_pieces, pick
 from shallow_signals.decoding.strategies import Rules, Strategy, coefficient, tilt
 
 Floats = NDArray[np.float64]
@@ -134,7 +134,7 @@ class _Batch:
             other = None if reference is None else pick(reference, np.maximum(self.reference.row_of[history], 0))
             logps = _sampling(own, other, a[draws])
             if race is None:
-                tokens.append(logps.argmax(-1))
+                tokens.append(argmax(logps))
             else:
                 tokens.append(streams.draw_tokens(logps, pick(race, self.race_of[draws])))
             if self.settings.kl:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear, scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 from transformers import LlamaForCausalLM
 
 _ROOM = 128  # positions by which the table of angles grows
@@ -44,19 +44,19 @@ class LlamaStep:
         self.angles = torch.empty(0, 0)  # [positions, 2 head sizes]: cosines; sines, the first half with the other sign
 
     def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, layers: Sequence[Any]) -> Tensor:
-        """Logits after one more token of each row, [rows, 1, vocabulary].
+        """Logits after one more token of each row, [rows, vocabulary].
 
         `ids` and `positions` are [rows, 1]; `mask` is 0 where a place, the new one included, holds a token, and minus
         infinity elsewhere, [rows, 1, 1, places]; `layers` are those of the cache, which take in the new keys and
         values.
         """
         rows = len(ids)
-        hidden = self.body.embed_tokens(ids)
+        hidden = self.body.embed_tokens(ids[:, 0])  # [rows, size], to which every layer adds in place
         if len(self.angles) < mask.shape[-1]:
-            self._make_angles(hidden, mask.shape[-1] + _ROOM)
+            self._make_angles(hidden[:, None], mask.shape[-1] + _ROOM)
         cos, sin = embedding(positions, self.angles).chunk(2, dim=-1)  # [rows, 1, head size]: the same for every head
         size = cos.shape[-1]
-        for (norm, query, key, value, scale, output, norm_after, gate, act, up, down), cache in zip(
+        for (norm, query, key, value, scale, add_output, norm_after, gate, act, up, add_down), cache in zip(
             self.layers, layers, strict=True
         ):
             normed = norm(hidden)
@@ -69,9 +69,9 @@ class LlamaStep:
             # The heads of a group ask the same keys: they stand where several positions of one head would.
             asked = heads[:, :-groups].reshape(rows, groups, -1, size)
             read = scaled_dot_product_attention(asked, keys, values, attn_mask=mask, scale=scale)
-            hidden = output(read.reshape(rows, 1, -1)).add_(hidden)
+            add_output(hidden, read.reshape(rows, -1))
             normed = norm_after(hidden)
-            hidden = down(act(gate(normed)).mul_(up(normed))).add_(hidden)
+            add_down(hidden, act(gate(normed)).mul_(up(normed)))
         return self.head(self.norm(hidden))
 
     def _make_angles(self, hidden: Tensor, positions: int) -> None:
@@ -86,11 +86,12 @@ def _parts(layer: Any) -> tuple[Any, ...]:
         _norm(layer.input_layernorm),
         *map(_product, (attention.q_proj, attention.k_proj, attention.v_proj)),
         attention.scaling,
-        _product(attention.o_proj),
+        _added_product(attention.o_proj),
         _norm(layer.post_attention_layernorm),
         _product(mlp.gate_proj),
         _bare(mlp.act_fn),
-        *map(_product, (mlp.up_proj, mlp.down_proj)),
+        _product(mlp.up_proj),
+        _added_product(mlp.down_proj),
     )
 
 
@@ -100,18 +101,32 @@ def _norm(module: Any) -> _Map:
 
 
 def _rms_norm(hidden: Tensor, weight: Tensor, least: Tensor) -> Tensor:
-    """`torch.rms_norm` of [rows, 1, size]; a row's product with itself is quicker than its squares and their mean."""
+    """`torch.rms_norm` of [rows, size]; a row's product with itself is quicker than its squares and their mean."""
     exact = hidden.float()
-    scale = torch.baddbmm(least, exact, exact.mT, alpha=1 / hidden.shape[-1]).rsqrt_()
+    single = exact[:, None]
+    scale = torch.baddbmm(least, single, single.mT, alpha=1 / hidden.shape[-1]).rsqrt_()[:, 0]
     return (exact * scale).mul_(weight).to(hidden.dtype)
 
 
 def _product(module: nn.Module) -> _Map:
     """The product that a module is. Adapters, quantised weights and the like are called as they are."""
-    bare = _bare(module)
-    if type(module) is nn.Linear and bare is not module:
-        return partial(linear, weight=module.weight, bias=module.bias)
-    return bare
+    matrix = _matrix(module)
+    return _bare(module) if matrix is None else partial(torch.mm, mat2=matrix)
+
+
+def _added_product(module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """What adds a module's product to a tensor in place, given that tensor and the module's input."""
+    matrix, bare = _matrix(module), _bare(module)
+    if matrix is None:
+        return lambda total, inputs: total.add_(bare(inputs))
+    return partial(Tensor.addmm_, mat2=matrix)
+
+
+def _matrix(module: nn.Module) -> Tensor | None:
+    """What a module multiplies its inputs with, where it does nothing else."""
+    if isinstance(module, nn.Linear) and type(module) is nn.Linear and module.bias is None:
+        return module.weight.T if _bare(module) is not module else None
+    return None
 
 
 def _bare(module: nn.Module) -> _Map:

@@ -63,7 +63,7 @@ class Side:
         """
         with self.active() as model:
             if mask.dim() == 4 and self.step:
-                return self.step(ids, positions, mask, cache.layers)[:, -1]
+                return self.step(ids, positions, mask, cache.layers)
             # A slice of the last position would make torch copy the output weights for every row; an index doesn't.
             last = torch.tensor([ids.shape[1] - 1], device=ids.device) if ids.shape[1] > 1 else 1
             logits: Tensor = model(

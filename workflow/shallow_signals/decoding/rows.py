@@ -22,6 +22,13 @@ def pick(values: Tensor, rows: Indices) -> Tensor:
     return values.index_select(0, torch.from_numpy(rows).to(values.device))
 
 
+def argmax(values: Tensor) -> Tensor:
+    """The place of each row's largest number, int64 [rows], of a tensor without gradients."""
+    if values.device.type == "cpu" and values.dtype == torch.float32:
+        return torch.from_numpy(values.numpy().argmax(-1))  # torch's own takes eight times as long
+    return values.argmax(-1)
+
+
 def distinct(keys: Sequence[Hashable]) -> tuple[Indices, Indices]:
     """Where each distinct key stands first, [distinct], and every key's number among these, [keys]."""
     numbers: dict[Hashable, int] = {}

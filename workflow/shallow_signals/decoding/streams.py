@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shallow_signals.decoding.rows import in_pieces
+from shallow_signals.decoding.rows import argmax, in_pieces
 
 Words = NDArray[np.uint64]
 TOKENS, ESTIMATES = 0, 1  # purposes: drawing the next token; estimating a KL
@@ -75,11 +75,11 @@ def splitmix(start: Tensor, count: int) -> Tensor:
 
 
 def exponentials(start: Tensor, vocabulary: int) -> Tensor:
-    """Exponential variates for every token, float32 [states, vocabulary]."""
+    """Exponential variates for every token, float32 [states, vocabulary]: each output of SplitMix64 makes two."""
     pieces = []
     for states in in_pieces(start, vocabulary, start.device):
-        bits = (splitmix(states, vocabulary) >> 1).bitwise_and_((1 << 63) - 1)
-        uniform = bits.float().mul_(2.0**-63).clamp_(max=1 - 2.0**-24)
+        halves = splitmix(states, (vocabulary + 1) // 2).view(torch.int32)[:, :vocabulary]
+        uniform = halves.bitwise_and(0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
         pieces.append(uniform.neg_().log1p_().neg_())
     return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
 
@@ -91,4 +91,4 @@ def draw_tokens(logps: Tensor, race: Tensor) -> Tensor:
     race with the same exponentials part in at most twice their total variation distance, near the best any coupling
     does; with one number and a cumulative sum they part several times as often, and rounding alone can part them.
     """
-    return logps.exp().div_(race).max(-1).indices  # argmax takes twice as long on a CPU
+    return argmax(logps.exp().div_(race))

@@ -56,28 +56,37 @@ class Experiment:
     """The score tables of one experiment on its held-out pairs."""
 
     name: str
-    source: PlantedSource
     tables: Mapping[str, Mapping[int, pa.Table]]  # truncation -> seed -> scores
 
 
-def load_experiment(name: str, source: PlantedSource, paths: Mapping[str, Mapping[int, str]]) -> Experiment:
-    """Read the score tables of one experiment."""
+@dataclass(frozen=True)
+class PlantedExperiment(Experiment):
+    """One on planted data, whose truth can be computed."""
+
+    source: PlantedSource
+
+
+def load_experiment(
+    name: str, paths: Mapping[str, Mapping[int, str]], source: PlantedSource | None = None
+) -> Experiment:
+    """Read the score tables of one experiment; `source` says how its data was planted, if it was."""
     tables = {t: {seed: read_scores(Path(path)) for seed, path in seeds.items()} for t, seeds in paths.items()}
-    return Experiment(name, source, tables)
+    return Experiment(name, tables) if source is None else PlantedExperiment(name, tables, source)
 
 
 def planted_checks(experiments: Iterable[Experiment], settings: Statistics) -> list[Check]:
     """No accuracy beats the best judge's; gaps between truncations are the world's; persistence carries over.
 
     Bounds are tested exactly and family-wise. Gaps are tested where qualities don't persist (there the world says how
-    far a truncation may lie from full), by a paired interval at the family-wise level.
+    far a truncation may lie from full), by a paired interval at the family-wise level. Experiments on other data are
+    left out.
     """
-    experiments = list(experiments)
-    checks = _bounds(experiments)
-    gaps = [(e, t) for e in experiments if e.source.persistence == 0 for t in ("head50", "tail50") if _has(e, t)]
+    planted = [experiment for experiment in experiments if isinstance(experiment, PlantedExperiment)]
+    checks = _bounds(planted)
+    gaps = [(e, t) for e in planted if e.source.persistence == 0 for t in ("head50", "tail50") if _has(e, t)]
     strict = settings.model_copy(update={"confidence": 1 - ALPHA / max(1, len(gaps))})
     checks += [_gap(e, t, strict) for e, t in gaps]
-    checks += [_persistent(e, settings) for e in experiments if e.source.persistence > 0 and _has(e, "head50")]
+    checks += [_persistent(e, settings) for e in planted if e.source.persistence > 0 and _has(e, "head50")]
     return checks
 
 
@@ -110,7 +119,7 @@ def as_table(checks: list[Check]) -> pa.Table:
 def require(checks: list[Check]) -> None:
     """Raise `CheckFailed` that lists the checks that do not pass; also when there was nothing to check."""
     if not checks:
-        raise CheckFailed("nothing to check: this run has no planted experiment of the kind that the check is about")
+        raise CheckFailed("nothing to check: this run has no experiment of the kind that the check is about")
     failed = [check for check in checks if not check.passes]
     if failed:
         lines = [
@@ -125,7 +134,7 @@ def _has(experiment: Experiment, truncation: str) -> bool:
     return truncation in experiment.tables and "full" in experiment.tables
 
 
-def _bounds(experiments: list[Experiment]) -> list[Check]:
+def _bounds(experiments: list[PlantedExperiment]) -> list[Check]:
     found: list[dict[str, Any]] = []
     truths: dict[tuple[str, str], float] = {}
     for experiment in experiments:
@@ -165,7 +174,7 @@ def _bounds(experiments: list[Experiment]) -> list[Check]:
     ]
 
 
-def _gap(experiment: Experiment, truncation: str, settings: Statistics) -> Check:
+def _gap(experiment: PlantedExperiment, truncation: str, settings: Statistics) -> Check:
     full = outcomes(experiment.tables["full"], "full", experiment.name)
     kept = outcomes(experiment.tables[truncation], "kept", experiment.name)
     gap = compare(full, kept, settings).difference
@@ -186,7 +195,7 @@ def _gap(experiment: Experiment, truncation: str, settings: Statistics) -> Check
     )
 
 
-def _persistent(experiment: Experiment, settings: Statistics) -> Check:
+def _persistent(experiment: PlantedExperiment, settings: Statistics) -> Check:
     full = outcomes(experiment.tables["full"], "full", experiment.name)
     cut = outcomes(experiment.tables["head50"], "full", experiment.name)
     loss = compare(full, cut, settings).difference

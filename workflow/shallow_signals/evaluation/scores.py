@@ -80,17 +80,12 @@ def score_pairs(
     below = [(f"cut{cut:02d}", parse(f"head{cut}")) for cut in sorted(set(cuts)) if cut < 100]
     layout = Layout(closing, max_length, bos_id)
     prefixes = kept or {}
-    lengths = [
-        [
-            [
-                *_kept_lengths(len(_response(row, side)), [truncation for _, truncation in below]),
-                *([prefixes[row["pair_id"]][s]] if row["pair_id"] in prefixes else []),
-            ]
-            for s, side in enumerate(SIDES)
-        ]
-        for row in rows
-    ]
+    lengths = []
     for index, row in enumerate(rows):
+        prefix = prefixes.get(row["pair_id"], ())
+        whole = [len(_response(row, side)) for side in SIDES]
+        cut = [_kept_lengths(tokens, [truncation for _, truncation in below]) for tokens in whole]
+        lengths.append([[*cut[s], *prefix[s : s + 1]] for s in range(len(SIDES))])
         layout.add_pair(index, row, lengths[index])
     scores = read_layout(model, layout, token_budget, pad_id, progress)
 

@@ -75,7 +75,7 @@ class Planner:
         places = rows.sum() if recipe.backend == "openrlhf" else float((_responses(lengths) + 2 * closing).sum())
         forward = body_flops(shape, rows) + (vocabulary_flops(shape, places) if is_dpo else 0.0)
         passes = passes_of(recipe, shape.layers)
-        if is_dpo and (recipe.backend == "openrlhf" or _scored_again(truncation)):
+        if is_dpo and (recipe.backend == "openrlhf" or _read_apart(truncation)):
             passes += 1.0 / recipe.epochs if recipe.backend == "trl" else 1.0  # the reference
         scale = lengths.weight * recipe.epochs
         widest = float(rows.max())
@@ -99,7 +99,7 @@ class Planner:
         closing = lengths.closing if recipe.end_of_turn == "keep" else 0
         rows = scoring_rows(lengths, closing, list(study.cuts), recipe.max_length)
         kept = np.empty(0)
-        if test == "heldout" and not (cutting := parse(truncation)).keeps_text:
+        if test == "heldout" and _read_apart(cutting := parse(truncation)):
             kept = training_rows(cut(lengths, cutting), closing, recipe.max_length, share_prompt=True)
         read = np.concatenate([rows, kept])
         wanted = study.benchmarks[test].rows if test != "heldout" else None
@@ -149,6 +149,6 @@ def _responses(lengths: Lengths) -> Counts:
     return lengths.chosen + lengths.rejected
 
 
-def _scored_again(truncation: Truncation) -> bool:
-    """Whether the reference of a training set can't be read off the pass over whole responses."""
+def _read_apart(truncation: Truncation) -> bool:
+    """Whether what a truncation keeps is not read with the whole responses: no beginning of them, or of other tokens."""
     return truncation.kind == "cut" and (truncation.side != "head" or truncation.unit == "char")
