@@ -51,7 +51,7 @@ class LlamaStep:
         values.
         """
         rows = len(ids)
-        hidden = self.body.embed_tokens(ids[:, 0])  # [rows, size], to which every layer adds in place
+        hidden = self.body.embed_tokens(ids)[:, 0]  # [rows, size], to which every layer adds in place
         if len(self.angles) < mask.shape[-1]:
             self._make_angles(hidden[:, None], mask.shape[-1] + _ROOM)
         cos, sin = embedding(positions, self.angles).chunk(2, dim=-1)  # [rows, 1, head size]: the same for every head

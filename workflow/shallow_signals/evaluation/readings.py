@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from shallow_signals.models.attention import with_grouped_attention
 from shallow_signals.models.heads import read_scores, score_head, token_scores
 from shallow_signals.models.load import (
     Attention,
@@ -162,7 +163,9 @@ class RewardReader:
         self.token_budget = TOKEN_BUDGET[device.type]
         # FlashAttention takes no mask in which texts branch; the kernels give the same scores but for rounding.
         kernel: Attention = "eager" if attention == "eager" else "sdpa"
-        self.model = load_reward_model(folder, pick_compute_dtype(compute, device), kernel, device)
+        self.model = with_grouped_attention(
+            load_reward_model(folder, pick_compute_dtype(compute, device), kernel, device)
+        )
         # The head stays in float32: scores rounded to bfloat16 tie, and a tie counts as wrong.
         head = score_head(self.model).float()
         head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(),))

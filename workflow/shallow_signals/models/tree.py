@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from shallow_signals.files import InputError
+from shallow_signals.models.attention import GROUPED
 
 TOKEN_BUDGET = {"cuda": 32768, "cpu": 4096}  # of a batch that is only read, padding included
 
@@ -120,7 +121,7 @@ def refuse_unsupported(model: torch.nn.Module) -> None:
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     name = getattr(config, "_name_or_path", "") or type(model).__name__
     kernel = config._attn_implementation
-    if kernel not in ("sdpa", "eager"):
+    if kernel not in ("sdpa", "eager", GROUPED):
         raise InputError(f"{name}: attention '{kernel}' can't share prompts; set attention sdpa or share_prompt false")
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = None if getattr(config, "layer_types", None) else getattr(config, "sliding_window", None)

@@ -21,6 +21,7 @@ from torch import nn
 
 from shallow_signals.config.planning import ModelShape
 from shallow_signals.config.recipes import Recipe
+from shallow_signals.models.attention import with_grouped_attention
 from shallow_signals.models.heads import read_scores, token_scores
 from shallow_signals.models.load import pick_device
 from shallow_signals.models.tree import row_length
@@ -166,6 +167,7 @@ def random_reward_model(shape: ModelShape, recipe: Recipe) -> Any:
             attn_implementation=recipe.attention,
         )
     )
+    model = with_grouped_attention(model)
     kept = compute_type(recipe) if recipe.lora else recipe.weights
     model = model.to(torch.bfloat16 if kept == "bfloat16" else torch.float32)
     if recipe.gradient_checkpointing:

@@ -150,5 +150,5 @@ def _responses(lengths: Lengths) -> Counts:
 
 
 def _read_apart(truncation: Truncation) -> bool:
-    """Whether what a truncation keeps is not read with the whole responses: no beginning of them, or of other tokens."""
+    """Whether what a truncation keeps can't be read with the whole responses: no beginning, or other tokens."""
     return truncation.kind == "cut" and (truncation.side != "head" or truncation.unit == "char")

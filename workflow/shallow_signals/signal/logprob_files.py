@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from shallow_signals.config.hashing import config_hash
 from shallow_signals.files import InputError, read_parquet, write_parquet
+from shallow_signals.models.attention import with_grouped_attention
 from shallow_signals.models.load import Attention, load_causal_lm, load_tokenizer, pick_compute_dtype, pick_device
 from shallow_signals.models.logprob_files import (
     GROUP,
@@ -82,7 +83,9 @@ def score_logprobs(
     @cache  # a run with nothing left to score loads none
     def loaded() -> Any:
         # FlashAttention takes no mask in which texts branch; the kernels agree but for rounding.
-        plain = load_causal_lm(model, dtype, "eager" if attention == "eager" else "sdpa", device)
+        plain = with_grouped_attention(
+            load_causal_lm(model, dtype, "eager" if attention == "eager" else "sdpa", device)
+        )
         if adapter is None:
             return plain
         from peft import PeftModel

@@ -18,6 +18,7 @@ from trl import DPOConfig, DPOTrainer
 
 from shallow_signals.config.recipes import DPORecipe
 from shallow_signals.files import InputError
+from shallow_signals.models.attention import with_grouped_attention
 from shallow_signals.models.load import load_causal_lm
 from shallow_signals.models.logprob_files import read_settings
 from shallow_signals.models.templates import Bos
@@ -129,7 +130,7 @@ def train_dpo(
         precise &= read_settings(reference_logprobs)["compute"] == "float32"
     read = int((~np.isnan(references[:, 0])).sum())
     trainer = FastDPOTrainer(
-        model=load_causal_lm(base, run.dtype, recipe.attention),
+        model=with_grouped_attention(load_causal_lm(base, run.dtype, recipe.attention)),
         args=DPOConfig(**run.arguments, beta=recipe.beta, precompute_ref_log_probs=recipe.lora is None),
         peft_config=lora_config(recipe, "CAUSAL_LM"),
         source=str(reference_logprobs or base),

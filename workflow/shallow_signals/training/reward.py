@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trl import RewardConfig, RewardTrainer
 
 from shallow_signals.config.recipes import RewardRecipe
+from shallow_signals.models.attention import with_grouped_attention
 from shallow_signals.models.heads import read_scores, token_scores
 from shallow_signals.models.load import load_reward_model
 from shallow_signals.models.templates import Bos
@@ -42,7 +43,7 @@ def train_reward_model(
         return facts
     run = prepare_run(shards, base, recipe, seed, state, bos)
     trainer = FastRewardTrainer(
-        model=load_reward_model(base, run.dtype, recipe.attention, finished=False, seed=seed),
+        model=with_grouped_attention(load_reward_model(base, run.dtype, recipe.attention, finished=False, seed=seed)),
         args=RewardConfig(**run.arguments),
         peft_config=lora_config(recipe, "SEQ_CLS", trained_whole=["score"]),  # the new head
         **run.trainer_arguments,
