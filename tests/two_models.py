@@ -68,7 +68,7 @@ def plainly(
         ids = [*prompt, *made]
         logps = sampling_logps([strategy], next_logps(policy, ids), next_logps(reference, ids), step)
         start = seeds([stream_key(seed, prompt_id, sample)], [step])[:, 0]
-        made.append(int(draw_tokens(logps, exponentials(start, logps.shape[1]))[0]))
+        made.append(int(draw_tokens(logps.exp(), exponentials(start, logps.shape[1]))[0]))
         if made[-1] in end_ids:
             break
     return made

@@ -133,13 +133,16 @@ class _Batch:
             own = None if policy is None else pick(policy, np.maximum(self.policy.row_of[history], 0))
             other = None if reference is None else pick(reference, np.maximum(self.reference.row_of[history], 0))
             logps = _sampling(own, other, a[draws])
+            probabilities = logps.exp()
             if race is None:
                 tokens.append(argmax(logps))
             else:
-                tokens.append(streams.draw_tokens(logps, pick(race, self.race_of[draws])))
+                tokens.append(streams.draw_tokens(probabilities, pick(race, self.race_of[draws])))
             if self.settings.kl:
                 assert own is not None and other is not None and kl is not None
-                measured.append(_measure(logps, own, other, tokens[-1], pick(kl, history)))
+                at_policy = pick(kl, history)
+                at_sampling = at_policy if logps is own else exact_kl(logps, other, probabilities)
+                measured.append(_measure(logps, own, other, tokens[-1], at_policy, at_sampling))
         if self.settings.kl:
             self.measures[step - 1][:, self.live] = _on_cpu(measured)[:, draw_of]
         drawn: Indices = _on_cpu(tokens)[draw_of]
@@ -242,9 +245,10 @@ def _sampling(policy: Tensor | None, reference: Tensor | None, a: Floats) -> Ten
     return tilt(policy, reference, torch.from_numpy(a).to(policy.device), pure=bool(kinds & {0.0, 1.0}))
 
 
-def _measure(logps: Tensor, policy: Tensor, reference: Tensor, tokens: Tensor, kl: Tensor) -> Tensor:
+def _measure(
+    logps: Tensor, policy: Tensor, reference: Tensor, tokens: Tensor, kl: Tensor, sampling_kl: Tensor
+) -> Tensor:
     """The measures of `MEASURES` for each draw, float32 [measures, draws]."""
-    sampling_kl = kl if logps is policy else exact_kl(logps, reference)
     at = tokens[:, None]
     sampled, own, other = (source.gather(1, at)[:, 0] for source in (logps, policy, reference))
     rank = argmax_rank(policy, reference).float()

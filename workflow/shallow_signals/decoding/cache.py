@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from shallow_signals.decoding.kl import log_probs
 from shallow_signals.decoding.pair import Side
-from shallow_signals.decoding.rows import Indices
+from shallow_signals.decoding.rows import Indices, all_in_order
 
 _ROOM = 128  # positions by which a layer's memory grows
 
@@ -126,7 +126,7 @@ class Track:
         """
         kept = np.flatnonzero(wanted)
         rows = places = self.row_of[parents[kept]]
-        if not len(rows) == len(self.pads) == len(parents) or not np.array_equal(rows, np.arange(len(rows))):
+        if len(rows) != len(parents) or not all_in_order(rows, len(self.pads)):
             places = _places(rows)
             order = np.argsort(places)  # of the new histories, as their rows stand
             tokens = tokens[torch.from_numpy(kept[order]).to(tokens.device)]

@@ -27,9 +27,13 @@ def log_probs(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits.float(), dim=-1).clamp_(min=_LEAST)
 
 
-def exact_kl(logps: Tensor, reference_logps: Tensor) -> Tensor:
-    """KL(p || reference) = sum_y p(y) (log p(y) - log reference(y)) in nats, [rows], from two [rows, vocabulary]."""
-    return (logps - reference_logps).mul_(logps.exp()).sum(-1).clamp_(min=0.0)
+def exact_kl(logps: Tensor, reference_logps: Tensor, probabilities: Tensor | None = None) -> Tensor:
+    """KL(p || reference) = sum_y p(y) (log p(y) - log reference(y)) in nats, [rows], from two [rows, vocabulary].
+
+    `probabilities` are the exponentials of `logps`, where they are known.
+    """
+    weights = logps.exp() if probabilities is None else probabilities
+    return (logps - reference_logps).mul_(weights).sum(-1).clamp_(min=0.0)
 
 
 def monte_carlo_kl(logps: Tensor, reference_logps: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:

@@ -97,14 +97,14 @@ def _parts(layer: Any) -> tuple[Any, ...]:
 
 def _norm(module: Any) -> _Map:
     weight, eps = module.weight, module.variance_epsilon
-    return partial(_rms_norm, weight=weight, least=weight.new_full((1, 1, 1), eps, dtype=torch.float32))
+    return partial(_rms_norm, weight=weight, least=weight.new_full((1, 1), eps, dtype=torch.float32))
 
 
 def _rms_norm(hidden: Tensor, weight: Tensor, least: Tensor) -> Tensor:
-    """`torch.rms_norm` of [rows, size]; a row's product with itself is quicker than its squares and their mean."""
+    """`torch.rms_norm` of [rows, size]; a row's length is quicker to have than its squares and their mean."""
     exact = hidden.float()
-    single = exact[:, None]
-    scale = torch.baddbmm(least, single, single.mT, alpha=1 / hidden.shape[-1]).rsqrt_()[:, 0]
+    length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
+    scale = torch.addcmul(least, length, length, value=1 / hidden.shape[-1]).rsqrt_()
     return (exact * scale).mul_(weight).to(hidden.dtype)
 
 

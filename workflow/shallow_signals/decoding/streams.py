@@ -84,11 +84,11 @@ def exponentials(start: Tensor, vocabulary: int) -> Tensor:
     return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
 
 
-def draw_tokens(logps: Tensor, race: Tensor) -> Tensor:
-    """One token a row, int64 [rows], from log-probabilities and `exponentials`, [rows, vocabulary] each.
+def draw_tokens(probabilities: Tensor, race: Tensor) -> Tensor:
+    """One token a row, int64 [rows], from probabilities and `exponentials`, [rows, vocabulary] each.
 
     A race: the token of the largest p / exponential wins, which each does with its probability. Two distributions that
     race with the same exponentials part in at most twice their total variation distance, near the best any coupling
     does; with one number and a cumulative sum they part several times as often, and rounding alone can part them.
     """
-    return argmax(logps.exp().div_(race))
+    return argmax(probabilities / race)
