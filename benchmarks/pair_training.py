@@ -5,8 +5,8 @@
 
 Stock TRL takes pairs in random order and pads them; this project's trainers sort the pairs of a step and read a prompt
 once. All else is the same on both sides: the pairs, the model, global batch 64 in micro-batches of 8, float32 weights
-under bfloat16 autocast where the processor is fast at it, threads, and the attention, on a CPU `models.attention`, which
-learns quicker than what stock TRL comes with. DPO's reference log-probabilities are known on both. Prompts are cut on
+under bfloat16 autocast where the processor is fast at it, threads, and the attention (`models.attention` on a CPU, which
+learns quicker than what stock TRL comes with). DPO's reference log-probabilities are known on both. Prompts are cut on
 the left and responses on the right to 256 tokens. Only optimiser steps are timed.
 
 The token bound is what sorting and sharing alone would give: padded tokens of stock TRL by padded tokens here. DPO can
