@@ -5,7 +5,7 @@
 
 Stock TRL takes pairs in random order and pads them; this project's trainers sort the pairs of a step and read a prompt
 once. All else is the same on both sides: the pairs, the model, global batch 64 in micro-batches of 8, float32 weights
-under bfloat16 autocast where the processor is fast at it, threads, and the attention (`models.attention` on a CPU, which
+under bfloat16 autocast where the processor is fast at it, threads and attention (`models.attention` on a CPU, which
 learns quicker than what stock TRL comes with). DPO's reference log-probabilities are known on both. Prompts are cut on
 the left and responses on the right to 256 tokens. Only optimiser steps are timed.
 
