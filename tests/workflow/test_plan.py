@@ -70,8 +70,8 @@ def test_a_size_says_what_it_leaves_to_the_largest(workflow: Workflow, monkeypat
 
 def test_kept_beginnings_are_read_with_the_whole(workflow: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workflow.folder)
-    planner = Planner(Sizes(read_study(Path("profiles/small"), []).study, Path("nowhere")))
-    scored = (f"evaluations/reward/hh_harmless/{t}/seed1/heldout.parquet" for t in ("full", "head50", "tail50"))
+    planner = Planner(Sizes(read_study(None, [Path("micro.yaml")]).study, Path("nowhere")))
+    scored = (f"evaluations/reward/one/{t}/seed1/heldout.parquet" for t in ("full", "head50", "tail50"))
     full, head, tail = (planner.of(path).tokens for path in scored)
     assert 0 < full == head < tail
 
