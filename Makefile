@@ -33,7 +33,7 @@ demo: $(READY)
 	$(SNAKEMAKE) --profile profiles/demo all
 	@echo "Tables: results/demo/tables/   figures: results/demo/figures/   probe: results/demo/probe/"
 
-# SIZE=quick about 20 minutes, standard about two hours on two cores, full for a GPU; shuffled: the control, 45 minutes
+# SIZE=quick about 20 minutes, standard about two hours on two cores, full for a GPU; shuffled: the control, an hour
 SIZE ?= standard
 SMALL := --profile profiles/small --config size=$(SIZE) $(if $(DATA_ROOT),data_root=$(DATA_ROOT))
 small: $(READY)

@@ -71,6 +71,18 @@ def test_what_learns_nothing_is_read_by_the_fused_kernel(monkeypatch: pytest.Mon
     assert used == [True]
 
 
+def test_scores_that_a_model_changes_further_are_not_mistaken() -> None:
+    """A soft cap is refused, as SDPA does, and not forgotten; a bias is added."""
+    inputs = asked(4, 4)
+    module = nn.Module()
+    with pytest.raises(ValueError, match="softcap"):
+        grouped_attention(module, *inputs, softcap=50.0)
+    bias = torch.randn(1, 4, 9, 9, generator=torch.Generator().manual_seed(2))
+    found = grouped_attention(module, *inputs, position_bias=bias)[0]
+    torch.testing.assert_close(found, grouped_attention(module, *inputs[:3], inputs[3] + bias)[0])
+    assert (found - grouped_attention(module, *inputs)[0]).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("checkpoint", [checkpoints.chatml, checkpoints.llama3, checkpoints.gemma])
 def test_a_model_learns_the_same_with_it(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Losses and gradients of rows that branch, and of plain padded ones; in its folder the model is as before."""

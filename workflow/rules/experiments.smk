@@ -37,15 +37,6 @@ def members_of(experiment):
     return [(t, s) for t in spec.truncations for s in spec.seeds_of(t)]
 
 
-def scored_members(experiment, test):
-    """Every (truncation, seed) that a test set is for: shuffled labels are a control of the held-out pairs alone."""
-    return [
-        (t, s)
-        for t, s in members_of(experiment)
-        if test == "heldout" or parse_truncation(t).kind != "shuffled"
-    ]
-
-
 def tests_of(experiment):
     """The test sets that an experiment's models are scored on: `heldout` and benchmarks."""
     spec = STUDY.reward_models[experiment]
@@ -57,8 +48,8 @@ def scores_of(experiments):
     return [
         results(f"evaluations/reward/{e}/{t}/seed{s}/{test}.parquet")
         for e in experiments
+        for t, s in members_of(e)
         for test in tests_of(e)
-        for t, s in scored_members(e, test)
     ]
 
 
@@ -150,10 +141,12 @@ def benchmark_tokens(experiment, benchmark):
 
 def scores_by_seed(experiment, test):
     """Paths of one experiment's scores on one test set, by truncation and seed."""
-    paths = {}
-    for t, s in scored_members(experiment, test):
-        paths.setdefault(t, {})[s] = results(f"evaluations/reward/{experiment}/{t}/seed{s}/{test}.parquet")
-    return paths
+    spec = STUDY.reward_models[experiment]
+    folder = f"evaluations/reward/{experiment}"
+    return {
+        t: {s: results(f"{folder}/{t}/seed{s}/{test}.parquet") for s in spec.seeds_of(t)}
+        for t in spec.truncations
+    }
 
 
 def shown(experiments):

@@ -40,13 +40,13 @@ else:
                 name:
                     f"score_{_b}_{_e}"
                 input:
-                    models=[model_folder(_e, t, s) for t, s in scored_members(_e, _b)],
+                    models=[model_folder(_e, t, s) for t, s in members_of(_e)],
                     tokens=benchmark_tokens(_e, _b),
                     code=code("evaluation.scores", "evaluation.rewardbench", script="score_benchmark"),
                 output:
                     scores=[
                         results(f"evaluations/reward/{_e}/{t}/seed{s}/{_b}.parquet")
-                        for t, s in scored_members(_e, _b)
+                        for t, s in members_of(_e)
                     ],
                 log:
                     log_of(f"score_benchmark/{_e}/{_b}"),

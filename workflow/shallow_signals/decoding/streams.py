@@ -75,7 +75,7 @@ def splitmix(start: Tensor, count: int) -> Tensor:
 
 
 def exponentials(start: Tensor, vocabulary: int) -> Tensor:
-    """Exponential variates for every token, float32 [states, vocabulary]: each output of SplitMix64 makes two."""
+    """Exponential variates, float32 [states, vocabulary]: each output of SplitMix64 makes two, of 31 bits."""
     pieces = []
     for states in in_pieces(start, vocabulary, start.device):
         halves = splitmix(states, (vocabulary + 1) // 2).view(torch.int32)[:, :vocabulary]

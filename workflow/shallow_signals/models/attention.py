@@ -35,13 +35,21 @@ def grouped_attention(
     attention_mask: Tensor,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """What transformers' `sdpa_attention_forward` gives, but for rounding: [rows, places, heads, size].
 
     `query` is [rows, heads, places, size], `key` and `value` are [rows, groups of heads, places, size]; the mask is
-    added to the scores, [rows, 1, places, places].
+    added to the scores, [rows, 1, places, places]. What changes the scores beyond that is left to that function, which
+    adds a bias and refuses soft caps.
     """
+    if any(others.get(name) is not None for name in ("softcap", "position_bias")):
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        found: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, **others
+        )
+        return found
     rows, groups, width, size = key.shape
     heads, places = query.shape[1:3]
     mask = attention_mask[..., :width]
