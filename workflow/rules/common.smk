@@ -219,8 +219,10 @@ def before_start():
             "it looks them up and keeps them in pins.json; or set `revision` in the configuration."
         )
     from shallow_signals.files import InputError
+    from shallow_signals.scheduling import keep_one_timer
     from shallow_signals.slurm_queue import queued_jobs
 
+    keep_one_timer()
     try:
         orphans = queued_jobs(Path.cwd())
     except InputError as error:  # SLURM's programs are there, but no cluster answers
