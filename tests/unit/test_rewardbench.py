@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from shallow_signals.data.pairs import content_id
+from shallow_signals.data.sample import stratified_sample
 from shallow_signals.evaluation.accuracy import Outcomes
-from shallow_signals.evaluation.rewardbench import Line, Rule, load_rules, rewardbench_rows, score, sections, weights
+from shallow_signals.evaluation.rewardbench import Line, Rule, load_rules, score, sections, weights
 from shallow_signals.files import InputError
 
 RULES = load_rules("rewardbench")
@@ -183,21 +184,21 @@ def _pairs(sizes: dict[str, int]) -> pa.Table:
 
 def test_sample_is_fixed_and_stratified() -> None:
     pairs = _pairs({"a": 500, "b": 300, "c": 190, "d": 9, "e": 1})
-    sample = rewardbench_rows(pairs, 100)
+    sample = stratified_sample(pairs, 100)
     counts = {row["values"]: row["counts"] for row in sample["subset"].value_counts().to_pylist()}
     assert sample.num_rows == 100
     for name, ideal in {"a": 50, "b": 30, "c": 19, "d": 1, "e": 1}.items():
         assert abs(counts[name] - ideal) <= 2
     order = np.random.default_rng(0).permutation(pairs.num_rows)
-    shuffled = rewardbench_rows(pairs.take(pa.array(order)), 100)
+    shuffled = stratified_sample(pairs.take(pa.array(order)), 100)
     assert set(shuffled["pair_id"].to_pylist()) == set(sample["pair_id"].to_pylist())
-    smaller = set(rewardbench_rows(pairs, 60)["pair_id"].to_pylist())
+    smaller = set(stratified_sample(pairs, 60)["pair_id"].to_pylist())
     assert smaller <= set(sample["pair_id"].to_pylist())
     positions = pc.index_in(sample["pair_id"], pairs["pair_id"].combine_chunks()).to_pylist()
     assert positions == sorted(positions)
-    assert rewardbench_rows(pairs, 5000) is pairs
+    assert stratified_sample(pairs, 5000) is pairs
     with pytest.raises(InputError, match="can't cover 5 subsets"):
-        rewardbench_rows(pairs, 4)
+        stratified_sample(pairs, 4)
 
 
 def test_official_weights_hold_on_a_sample() -> None:

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shallow_signals.config.truncation import Truncation, parse
+from shallow_signals.data.sample import stratified_sample
 from shallow_signals.data.truncate import nominal_range
 from shallow_signals.evaluation.readings import SIDES, Layout, Progress, RewardReader, read_layout
-from shallow_signals.evaluation.rewardbench import rewardbench_rows
 from shallow_signals.files import InputError, read_parquet, write_parquet
 from shallow_signals.models.load import Attention
 from shallow_signals.models.tree import refuse_unsupported
@@ -107,7 +107,7 @@ def score_benchmark(model: Path, tokens: Path, rows: int | None, scoring: Scorin
     """Score a benchmark's pairs (a tokens file; `rows`: a fixed sample of them) and write the schema `SCORES`."""
     table = read_parquet(tokens, [*KEYS, "prompt_ids", "chosen_ids", "rejected_ids"])
     if rows is not None:
-        table = rewardbench_rows(table, rows)
+        table = stratified_sample(table, rows)
     if not table.num_rows:
         raise InputError(f"{tokens}: holds no pairs to score")
     reader = _Reader(model, scoring, _closing(tokens, scoring))
