@@ -59,6 +59,15 @@ def test_edited_module_runs_exactly_the_steps_that_use_it(copy: Workflow, module
         assert copy.planned(*CONFIG, "--", "all").keys() == {*expected, "draw_tradeoff"}
 
 
+def test_edited_interval_reads_no_text_again(copy: Workflow) -> None:
+    path = "workflow/shallow_signals/evaluation/statistics.py"
+    edit(copy.folder / path, "\n# an edit\n")
+    triggered = copy.triggered(path, *CONFIG, "--", "all")
+    assert {"make_table", "gather_reward_by_cut"} <= triggered
+    reading = ("score_", "train_", "decode", "generate_", "read_texts")
+    assert not [rule for rule in triggered if rule.startswith(reading)]
+
+
 def test_edited_data_set_runs_its_branch_only(copy: Workflow) -> None:
     path = copy.folder / "micro.yaml"
     path.write_text(path.read_text().replace("profile: back, pairs: 64", "profile: back, pairs: 70"))
