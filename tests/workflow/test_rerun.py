@@ -59,13 +59,13 @@ def test_edited_module_runs_exactly_the_steps_that_use_it(copy: Workflow, module
         assert copy.planned(*CONFIG, "--", "all").keys() == {*expected, "draw_tradeoff"}
 
 
-def test_edited_interval_reads_no_text_again(copy: Workflow) -> None:
+def test_edited_interval_trains_samples_and_scores_nothing_again(copy: Workflow) -> None:
     path = "workflow/shallow_signals/evaluation/statistics.py"
     edit(copy.folder / path, "\n# an edit\n")
     triggered = copy.triggered(path, *CONFIG, "--", "all")
-    assert {"make_table", "gather_reward_by_cut"} <= triggered
-    reading = ("score_", "train_", "decode", "generate_", "read_texts")
-    assert not [rule for rule in triggered if rule.startswith(reading)]
+    assert "make_table3" in triggered
+    costly = ("score_", "train_", "decode", "generate_", "read_texts")
+    assert not [rule for rule in triggered if rule.startswith(costly)]
 
 
 def test_edited_data_set_runs_its_branch_only(copy: Workflow) -> None:

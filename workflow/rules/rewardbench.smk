@@ -11,7 +11,7 @@ if STUDY.process_per == "model":
         input:
             models=[results("models/reward/{experiment}/{truncation}/seed{seed}")],
             tokens=lambda w: benchmark_tokens(w.experiment, w.benchmark),
-            code=code("evaluation.scores", "evaluation.rewardbench", script="score_benchmark"),
+            code=code("evaluation.scores", script="score_benchmark"),
         output:
             scores=results("evaluations/reward/{experiment}/{truncation}/seed{seed}/{benchmark}.parquet"),
         log:
@@ -42,7 +42,7 @@ else:
                 input:
                     models=[model_folder(_e, t, s) for t, s in members_of(_e)],
                     tokens=benchmark_tokens(_e, _b),
-                    code=code("evaluation.scores", "evaluation.rewardbench", script="score_benchmark"),
+                    code=code("evaluation.scores", script="score_benchmark"),
                 output:
                     scores=[
                         results(f"evaluations/reward/{_e}/{t}/seed{s}/{_b}.parquet")
