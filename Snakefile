@@ -17,6 +17,7 @@ include: "workflow/rules/decodings.smk"
 
 onstart:
     before_start()
+    keep_one_timer()
 
 
 localrules:

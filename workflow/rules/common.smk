@@ -19,6 +19,7 @@ from shallow_signals.config.truncation import HALVES
 from shallow_signals.config.truncation import PATTERN as TRUNCATION_PATTERN
 from shallow_signals.config.truncation import parse as parse_truncation
 from shallow_signals.provenance import code_of
+from shallow_signals.scheduling import keep_one_timer
 
 try:
     STUDY = load_study(config)
@@ -219,10 +220,8 @@ def before_start():
             "it looks them up and keeps them in pins.json; or set `revision` in the configuration."
         )
     from shallow_signals.files import InputError
-    from shallow_signals.scheduling import keep_one_timer
     from shallow_signals.slurm_queue import queued_jobs
 
-    keep_one_timer()
     try:
         orphans = queued_jobs(Path.cwd())
     except InputError as error:  # SLURM's programs are there, but no cluster answers

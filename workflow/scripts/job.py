@@ -24,8 +24,7 @@ def job(snakemake: Any) -> Iterator[None]:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # A CPU's kernels are compiled for each new width of a batch; kept by the thousand, they take gigabytes.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-    # Looking for cyclic garbage at every 700 new objects, the default, takes a tenth of a short job, most of all of its
-    # imports.
+    # Looking for cyclic garbage at every 700 new objects, the default, took about a tenth of a scoring job of the demo.
     gc.set_threshold(50_000)
     name = " ".join([snakemake.rule, *snakemake.wildcards])
     terminal = sys.stderr

@@ -2,8 +2,8 @@
 
 With a limit of jobs a second, which is the default, the scheduler of Snakemake 9.27 looks for free slots a second after
 each look, by a timer. Each job that ends makes it look once more, and thereby starts another endless chain of timers:
-after a hundred jobs it looks a hundred times a second, which takes half a core from the jobs of a small machine, and as
-much of a cluster's login node.
+after a hundred jobs it looks a hundred times a second, which took a quarter of a core from the jobs of a small machine
+(docs/benchmarks.md), and takes as much of a cluster's login node.
 """
 
 from __future__ import annotations
