@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 
-JOBS = 4
-SNAKEFILE = """
-from threading import Timer, enumerate as threads
+from workflow_copy import Workflow
 
+JOBS = 4
+COUNT = """
+onsuccess:
+    from threading import Timer, enumerate as threads
+    print("timers:", sum(isinstance(thread, Timer) for thread in threads()))
+"""
+SNAKEFILE = """
 rule all:
     input: expand("{job}.txt", job=range(JOBS))
 
@@ -21,17 +26,24 @@ rule job:
 
 onstart:
     START
-
-onsuccess:
-    print("timers:", sum(isinstance(thread, Timer) for thread in threads()))
 """
 
 
 @pytest.mark.parametrize("ours", [True, False])
 def test_one_timer_however_many_jobs_ended(tmp_path: Path, ours: bool) -> None:
     start = "from shallow_signals.scheduling import keep_one_timer; keep_one_timer()" if ours else "pass"
-    (tmp_path / "Snakefile").write_text(SNAKEFILE.replace("JOBS", str(JOBS)).replace("START", start), encoding="utf-8")
+    text = SNAKEFILE.replace("JOBS", str(JOBS)).replace("START", start) + COUNT
+    (tmp_path / "Snakefile").write_text(text, encoding="utf-8")
     call = [sys.executable, "-m", "snakemake", "--cores", "1", "--max-jobs-per-timespan", "1000/6s"]
     found = subprocess.run(call, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     timers = int(found.split("timers:")[1].split()[0])
     assert timers == 1 if ours else timers >= JOBS  # else: Snakemake is mended, and the stand-in can go
+
+
+def test_a_run_of_the_study_keeps_one_timer(workflow: Workflow) -> None:
+    with (workflow.folder / "Snakefile").open("a", encoding="utf-8") as snakefile:
+        snakefile.write(COUNT)
+    call = ["--configfile", "micro.yaml", "--cores", "1", "--max-jobs-per-timespan", "1000/600s"]
+    found = workflow.run(*call, "--until", "ingest_dataset", "--", "all").stdout
+    assert found.count("Rule: ingest_dataset") > 1
+    assert "timers: 1\n" in found
