@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from shallow_signals.evaluation import curves
 from shallow_signals.evaluation.statistics import Estimate
 from shallow_signals.files import InputError, write_json
 from shallow_signals.paper import readings
@@ -49,6 +50,23 @@ def folder(tmp_path: Path) -> Path:
     (results / "figures").mkdir()
     pd.DataFrame(curve, columns=COLUMNS).assign(label="Harmless").to_csv(results / "figures/figure2.csv", index=False)
     (results / "figures/figure2.png").write_bytes(b"png")
+    points = [
+        ("reference", "reference", 0.0, 0.0, 0.0, 0.0, -0.141, -0.282, 0.013),
+        ("policy", "policy", 0.0, 0.703, 0.584, 0.822, -0.013, -0.156, 0.131),
+        ("mixing", "mix2", 2.0, 2.712, 2.241, 3.181, 0.184, 0.017, 0.343),
+        ("mixing", "mix3", 3.0, 5.933, 4.892, 6.991, 0.472, 0.298, 0.654),
+        ("length", "length4", 4.0, 6.067, 5.991, 7.078, -0.122, -0.271, 0.034),
+    ]
+    names = ["kind", "name", "parameter", "kl", "kl_low", "kl_high", "reward", "reward_low", "reward_high"]
+    pd.DataFrame(points, columns=names).assign(label="Alpaca", n=48).to_csv(
+        results / "figures/figure4.csv", index=False
+    )
+    read = [
+        ("harmless", "Harmless", test_set, truncation, x, accuracy + x / 1000, 0.391, 0.722, 400, 300, 1)
+        for test_set, accuracy in (("heldout", 0.511), ("other", 0.131))
+        for truncation, x in (("full", 50), ("full", 85), ("full", 100), ("tail50", 50), ("head50", 100))
+    ]
+    pd.DataFrame(read, columns=curves.COLUMNS).to_csv(results / "figures/reward_by_cut.csv", index=False)
     (results / "benchmarks/train").mkdir(parents=True)
     (results / "benchmarks/train/one.tsv").write_text("s\tmax_rss\n12.5\t800\n")
     (results / "benchmarks/train/two.tsv").write_text("s\tmax_rss\n7.5\t-\n")
@@ -80,6 +98,13 @@ def test_what_it_says(folder: Path) -> None:
     assert "The instruments do not say the same" in text
     assert "| train | 2 | 20 | 800 |" in text
     assert "figures/figure2.png" in text and "figure5" not in text
+    assert "-0.013 [-0.156, 0.131] at the policy, 0.703 [0.584, 0.822] nats a response away" in text
+    assert "Mixing goes as far as 5.933 [4.892, 6.991] nats (a = 3), to 0.472 [0.298, 0.654]" in text
+    whole = (
+        "trained on whole responses (400 pairs): 0.611 [0.391, 0.722] read whole, within 2 points of that from 85% on"
+    )
+    assert f"{whole}; 0.561 [0.391, 0.722] read to the half." in text
+    assert "trained on first halves (400 pairs): 0.611 [0.391, 0.722] read whole" in text
 
 
 @pytest.mark.parametrize(

@@ -29,14 +29,14 @@ TABLES: tuple[tuple[str, str, Reading], ...] = (
     ("dominance", "Length control and KL threshold against mixing", readings.dominance),
     ("controls", "Reward models and their controls on held-out pairs", readings.controls),
 )
-FIGURES: tuple[tuple[str, str, Reading | None], ...] = (
+FIGURES: tuple[tuple[str, str, Reading], ...] = (
     ("figure1", "Figure 1: two pairs, chosen by rule", readings.examples),
     ("figure2", "Figure 2: implicit rewards by the part of a response that is read", readings.implicit),
     ("figure3", "Figure 3: KL between policy and reference by position", readings.kl),
-    ("figure4", "Figure 4: reward against KL", None),
+    ("figure4", "Figure 4: reward against KL", readings.tradeoff),
     ("figure5", "Figure 5: the same on other text", readings.implicit),
     ("position", "The signal by position", readings.position),
-    ("reward_by_cut", "Reward models read at every cut", None),
+    ("reward_by_cut", "Reward models read at every cut", readings.reward_by_cut),
 )
 
 
@@ -99,8 +99,7 @@ def _figures(folder: Path) -> Iterator[str]:
         if table.is_file():
             yield f"## {heading}"
             yield f"![{heading}](figures/{name}.png)"
-            if reading is not None:
-                yield from _read(table, reading)
+            yield from _read(table, reading)
 
 
 def _probes(folder: Path) -> Iterator[str]:

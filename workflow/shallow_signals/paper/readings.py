@@ -102,12 +102,7 @@ def implicit(frame: pd.DataFrame) -> Iterator[str]:
     for label, part in _groups(frame, "label"):
         head = part[(part["axis"] == "ratio") & (part["curve"] == "head")].sort_values("x")
         last = head.iloc[-1]
-        far = head[(head["accuracy"] - last["accuracy"]).abs() > CLOSE]["x"].max()
-        reached = head["x"].min() if math.isnan(far) else head[head["x"] > far]["x"].min()
-        text = (
-            f"**{label}** ({last['n']:,} pairs): {_accuracy(last)} on whole responses; within {100 * CLOSE:g} points "
-            f"of that from {reached:g}% on"
-        )
+        text = f"**{label}** ({last['n']:,} pairs): {_accuracy(last)} on whole responses; {_settled(head, 'x')}"
         if last["high"] < 0.5:
             text += ". Right less than half the time: the policy learnt to prefer what people here reject"
         for curve in ("tail", "min_length"):
@@ -124,6 +119,22 @@ def implicit(frame: pd.DataFrame) -> Iterator[str]:
             mean = shuffled.iloc[0]
             text += f". Trained on shuffled labels: {_accuracy(mean)}, mean of {mean['seeds']} shuffles"
         yield f"{text}."
+
+
+def reward_by_cut(frame: pd.DataFrame) -> Iterator[str]:
+    """The reward models of whole responses and of first halves, read whole and to the half."""
+    for label, part in _groups(frame, "label"):
+        tested = part[part["test_set"] == part["test_set"].iloc[0]]  # what the figure shows
+        for truncation, name in (("full", "whole responses"), ("head50", "first halves")):
+            curve = tested[tested["truncation"] == truncation].sort_values("kept_percent")
+            if curve.empty or curve["kept_percent"].iloc[-1] < 100:
+                continue
+            last, half = curve.iloc[-1], curve[curve["kept_percent"] == 50]
+            text = f"**{label}**, trained on {name} ({last['n']:,} pairs): {_accuracy(last)} read whole"
+            text += f", {_settled(curve, 'kept_percent')}"
+            if not half.empty:
+                text += f"; {_accuracy(half.iloc[0])} read to the half"
+            yield f"{text}."
 
 
 def examples(frame: pd.DataFrame) -> Iterator[str]:
@@ -171,6 +182,20 @@ def kl(frame: pd.DataFrame) -> Iterator[str]:
         )
 
 
+def tradeoff(frame: pd.DataFrame) -> Iterator[str]:
+    """Figure 4: how far mixing goes from the reference, and what reward it finds there."""
+    for label, part in _groups(frame, "label"):
+        reference = _first(part, kind="reference")
+        text = f"**{label}** ({reference['n']:,} prompts): reward {_reward(reference)} at the reference"
+        policy, mixing = part[part["kind"] == "policy"], part[part["kind"] == "mixing"]
+        if not policy.empty:
+            text += f", {_reward(policy.iloc[0])} at the policy, {_interval(policy.iloc[0], 'kl')} nats a response away"
+        if not mixing.empty:
+            far = mixing.sort_values("kl").iloc[-1]
+            text += f". Mixing goes as far as {_interval(far, 'kl')} nats (a = {far['parameter']:g}), to {_reward(far)}"
+        yield f"{text}. What length control and the KL threshold add is a matter of differences at one KL: see above."
+
+
 def dominance(frame: pd.DataFrame) -> Iterator[str]:
     """Figure 4: the controls against mixing at the same KL, and mixing against policies trained again."""
     for label, part in _groups(frame, "label"):
@@ -209,6 +234,17 @@ def _first(frame: pd.DataFrame, **wanted: Any) -> Any:
     for column, value in wanted.items():
         frame = frame[frame[column] == value]
     return frame.iloc[0]
+
+
+def _settled(curve: pd.DataFrame, x: str) -> str:
+    """From which x on a curve, sorted by it, stays close to its last accuracy."""
+    far = curve[(curve["accuracy"] - curve["accuracy"].iloc[-1]).abs() > CLOSE][x].max()
+    reached = curve[x].min() if math.isnan(far) else curve[curve[x] > far][x].min()
+    return f"within {100 * CLOSE:g} points of that from {reached:g}% on"
+
+
+def _reward(row: Any) -> str:
+    return _interval(row, "reward")
 
 
 def _nats(row: Any, sign: str = "") -> str:
