@@ -43,10 +43,10 @@ from shallow_signals.config.planning import ModelShape
 from shallow_signals.config.recipes import Lora, Recipe
 from shallow_signals.planning.lengths import Lengths, texts, training_rows
 from shallow_signals.planning.shape import body_flops, parameters, vocabulary_flops
+from shallow_signals.training.adapters import lora_config
 from shallow_signals.training.dpo import FastDPOTrainer, with_references
 from shallow_signals.training.pairs import cut_pair, row_shapes
 from shallow_signals.training.reward import FastRewardTrainer
-from shallow_signals.training.runs import lora_config
 from shallow_signals.training.settings import trainer_arguments
 from shallow_signals.training.steps import SortedSteps
 

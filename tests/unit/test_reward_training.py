@@ -26,8 +26,8 @@ from shallow_signals.models.heads import read_scores, token_scores
 from shallow_signals.models.load import load_reward_model, load_tokenizer
 from shallow_signals.models.templates import read_template
 from shallow_signals.models.tree import TreeBatch, padded_width
+from shallow_signals.training import adapters, reward
 from shallow_signals.training import pairs as layout
-from shallow_signals.training import reward, runs
 from shallow_signals.training.pairs import PairIds, batch_pairs, cut_pair, read_pairs, row_shapes
 from shallow_signals.training.rounding import LostUpdates
 from shallow_signals.training.settings import trainer_arguments
@@ -269,7 +269,7 @@ def test_an_adapter_on_bfloat16_weights_is_trained_in_float32(tmp_path: Path) ->
 
 def test_an_adapter_that_reads_its_inputs_as_they_come_computes_the_same(tmp_path: Path) -> None:
     base = load_reward_model(checkpoints.chatml(tmp_path / "base"), torch.bfloat16, finished=False, seed=0)
-    adapter = runs.lora_config(setup.recipe(lora=Lora(rank=4, alpha=8)), "SEQ_CLS", trained_whole=["score"])
+    adapter = adapters.lora_config(setup.recipe(lora=Lora(rank=4, alpha=8)), "SEQ_CLS", trained_whole=["score"])
     model = peft.get_peft_model(base, adapter, autocast_adapter_dtype=False)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -278,7 +278,7 @@ def test_an_adapter_that_reads_its_inputs_as_they_come_computes_the_same(tmp_pat
 
     def scores(precise: bool) -> torch.Tensor:
         if precise:
-            runs.keep_adapter_precise(model)
+            adapters.keep_adapter_precise(model)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             found: torch.Tensor = model(input_ids=ids).logits
         return found
@@ -287,6 +287,38 @@ def test_an_adapter_that_reads_its_inputs_as_they_come_computes_the_same(tmp_pat
     types = {weight.dtype for weight in model.parameters() if weight.requires_grad}
     assert types == {torch.float32}
     assert {weight.dtype for weight in model.parameters()} == {torch.float32, torch.bfloat16}
+
+
+def test_an_adapter_added_in_one_pass_computes_and_learns_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_reward_model(checkpoints.chatml(tmp_path / "base"), finished=False, seed=0)
+    lora = Lora(rank=4, alpha=12, dropout=0.2)
+    model = peft.get_peft_model(base, adapters.lora_config(setup.recipe(lora=lora), "SEQ_CLS", trained_whole=["score"]))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    model.train()
+    ids = torch.arange(40).view(2, 20)
+
+    def learned() -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)  # of the dropout
+        model.zero_grad()
+        scores = model(input_ids=ids).logits
+        scores.square().sum().backward()
+        found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        return {"scores": scores.detach(), **found}
+
+    theirs = learned()
+    with adapters.added_once(model):
+        ours = learned()
+        monkeypatch.setattr(adapters.AddedOnce, "forward", staticmethod(lambda *_, result, **__: result))
+        without = learned()["scores"]
+    assert len(theirs) > 10
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
+    assert not torch.allclose(without, theirs["scores"], rtol=1e-2)  # the adapter counts, and is added by ours inside
+    assert torch.equal(learned()["scores"], theirs["scores"])  # outside by peft's own
 
 
 def test_updates_that_bfloat16_swallows_are_counted() -> None:

@@ -89,6 +89,8 @@ def calibrate(
     `pairs` make one global batch, in micro-batches as the recipe says; AdamW's step on it is part of the training. The
     start is counted from `since` (seconds of `time.time`), where given.
     """
+    from shallow_signals.training.adapters import added_once
+
     device = pick_device()
     model = random_reward_model(shape, recipe).to(device)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -113,7 +115,8 @@ def calibrate(
             margins(batch).sum().item()
 
     start = 0.0 if since is None else time.time() - since
-    training, scoring = (_speed(step, batches, device, seconds / 2) for step in (train, score))
+    with added_once(model):
+        training, scoring = (_speed(step, batches, device, seconds / 2) for step in (train, score))
     training = Speed(training.tokens, passes_of(recipe, shape.layers) * training.flops)
     return Machine(training=training, scoring=scoring, start=start)
 
@@ -150,7 +153,7 @@ def random_reward_model(shape: ModelShape, recipe: Recipe) -> Any:
     """Random weights of a shape with a reward model's head, as a recipe trains them (all, or an adapter)."""
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
-    from shallow_signals.training.runs import keep_adapter_precise, lora_config
+    from shallow_signals.training.adapters import keep_adapter_precise, lora_config
 
     model = LlamaForSequenceClassification(
         LlamaConfig(

@@ -24,11 +24,12 @@ from shallow_signals.models.logprob_files import read_settings
 from shallow_signals.models.templates import Bos
 from shallow_signals.models.tree import TOKEN_BUDGET
 from shallow_signals.models.vocabulary import last_hidden, learned_logprobs
+from shallow_signals.training.adapters import lora_config
 from shallow_signals.training.fast import FastPairTrainer, as_pairs
 from shallow_signals.training.pairs import PairIds, response_targets
 from shallow_signals.training.references import Doubles, from_arrays, score_missing
 from shallow_signals.training.resume import finished
-from shallow_signals.training.runs import Run, complete_run, lora_config, prepare_run
+from shallow_signals.training.runs import Run, complete_run, prepare_run
 from shallow_signals.training.settings import compute_type
 
 LN2 = math.log(2)

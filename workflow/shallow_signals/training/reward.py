@@ -14,9 +14,10 @@ from shallow_signals.models.attention import with_grouped_attention
 from shallow_signals.models.heads import read_scores, token_scores
 from shallow_signals.models.load import load_reward_model
 from shallow_signals.models.templates import Bos
+from shallow_signals.training.adapters import lora_config
 from shallow_signals.training.fast import FastPairTrainer
 from shallow_signals.training.resume import finished
-from shallow_signals.training.runs import complete_run, lora_config, prepare_run
+from shallow_signals.training.runs import complete_run, prepare_run
 
 
 class FastRewardTrainer(FastPairTrainer, RewardTrainer):  # type: ignore[misc]

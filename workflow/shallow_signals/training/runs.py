@@ -11,8 +11,7 @@ import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import LoraConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import PeftModel
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -20,6 +19,7 @@ from shallow_signals.config.recipes import Recipe
 from shallow_signals.files import InputError, replacing_folder, write_json
 from shallow_signals.models.load import load_tokenizer
 from shallow_signals.models.templates import Bos, read_template
+from shallow_signals.training.adapters import added_once, keep_adapter_precise
 from shallow_signals.training.pairs import read_pairs, row_shapes
 from shallow_signals.training.resume import MarkComplete, finish, naming_full_disk, newest_complete
 from shallow_signals.training.rounding import LostUpdates
@@ -122,7 +122,7 @@ def complete_run(trainer: Any, run: Run, out: Path, **facts: Any) -> dict[str, A
     """
     if run.arguments["bf16"]:
         keep_adapter_precise(trainer.model)
-    with naming_full_disk(run.state):
+    with naming_full_disk(run.state), added_once(trainer.model):
         _train(trainer, run.checkpoint)
     recipe, sampler, steps = run.recipe, run.sampler, trainer.state.global_step
     orders = _orders(sampler, steps)
@@ -155,37 +155,6 @@ def complete_run(trainer: Any, run: Run, out: Path, **facts: Any) -> dict[str, A
             finish(run.state, out, found)
     trainer.accelerator.wait_for_everyone()
     return found
-
-
-def lora_config(recipe: Recipe, task_type: str, trained_whole: list[str] | None = None) -> LoraConfig | None:
-    """An adapter on all linear layers but the head; None where all weights are trained."""
-    if recipe.lora is None:
-        return None
-    below = "|".join(map(str, range(recipe.lora.first_layer)))
-    return LoraConfig(
-        task_type=task_type,
-        target_modules="all-linear",
-        exclude_modules=rf"\D*\.({below})\..*" if below else None,  # a module's first number is its layer's
-        modules_to_save=trained_whole,
-        r=recipe.lora.rank,
-        lora_alpha=recipe.lora.alpha,
-        lora_dropout=recipe.lora.dropout,
-    )
-
-
-def keep_adapter_precise(model: torch.nn.Module) -> None:
-    """Hold the trained part of an adapted model in float32, and let it read its inputs as they come.
-
-    bfloat16 weights swallow small updates; those that stay as they are have none. Under autocast the adapter's products
-    are bfloat16 whatever it reads, so that casting its inputs to float32 first, as peft does, changes nothing but time.
-    """
-    if isinstance(model, PeftModel):
-        for weight in model.parameters():
-            if weight.requires_grad:
-                weight.data = weight.data.float()
-        for module in model.modules():
-            if isinstance(module, BaseTunerLayer):
-                module.cast_input_dtype_enabled = False
 
 
 def save_model(trainer: Any, tokenizer: Any, out: Path) -> None:
