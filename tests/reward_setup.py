@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,9 @@ def difference(one: Gradients, other: Gradients) -> float:
     """The largest difference of a parameter's gradient, relative to the norm of that gradient."""
     assert one.keys() == other.keys()
     return max(((one[name] - other[name]).norm() / other[name].norm()).item() for name in other)
+
+
+def planted(count: int) -> list[PairIds]:
+    """Chosen responses hold token 301 somewhere, rejected ones hold 302 instead."""
+    pairs = random_pairs(count + 3, seed=3, closing=())[3:]
+    return [replace(pair, chosen=[*pair.chosen, 301], rejected=[*pair.rejected, 302]) for pair in pairs]

@@ -11,11 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import peft
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
 from trl import RewardConfig, RewardTrainer
 
 import checkpoints
@@ -26,8 +24,8 @@ from shallow_signals.models.heads import read_scores, token_scores
 from shallow_signals.models.load import load_reward_model, load_tokenizer
 from shallow_signals.models.templates import read_template
 from shallow_signals.models.tree import TreeBatch, padded_width
-from shallow_signals.training import adapters, reward
 from shallow_signals.training import pairs as layout
+from shallow_signals.training import reward
 from shallow_signals.training.pairs import PairIds, batch_pairs, cut_pair, read_pairs, row_shapes
 from shallow_signals.training.rounding import LostUpdates
 from shallow_signals.training.settings import trainer_arguments
@@ -206,16 +204,10 @@ def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
     assert sorted(seen[0] + seen[1]) == sorted(map(str, pairs))
 
 
-def planted(count: int) -> list[PairIds]:
-    """Chosen responses hold token 301 somewhere, rejected ones hold 302 instead."""
-    pairs = setup.random_pairs(count + 3, seed=3, closing=())[3:]
-    return [replace(pair, chosen=[*pair.chosen, 301], rejected=[*pair.rejected, 302]) for pair in pairs]
-
-
 @pytest.mark.parametrize("lora", [None, Lora(rank=4, alpha=8)])
 def test_training_learns_and_writes_an_ordinary_checkpoint(lora: Lora | None, tmp_path: Path) -> None:
     base = checkpoints.chatml(tmp_path / "base")
-    pairs = planted(70)
+    pairs = setup.planted(70)
     shards = setup.write_shards(tmp_path / "shards", pairs)
     settings = setup.recipe(epochs=2.5, lora=lora, learning_rate=1e-2, optimizer="paged_adamw_32bit")
     facts = reward.train_reward_model(shards, base, settings, 0, tmp_path / "out", tmp_path / "state")
@@ -243,84 +235,6 @@ def test_training_learns_and_writes_an_ordinary_checkpoint(lora: Lora | None, tm
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_layers_below_the_first_adapted_one_stay_as_they_are(tmp_path: Path) -> None:
-    base = checkpoints.chatml(tmp_path / "base")
-    shards = setup.write_shards(tmp_path / "shards", planted(70))
-    settings = setup.recipe(epochs=2.5, lora=Lora(rank=4, alpha=8, first_layer=1), learning_rate=1e-2)
-    reward.train_reward_model(shards, base, settings, 0, tmp_path / "out", tmp_path / "state")
-    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "out"))
-    learnt = {name.split(".")[2] for name in before if ".layers." in name and not before[name].equal(after[name])}
-    assert learnt == {"1"}
-    assert {name.split(".")[2] for name in before if ".layers." in name} == {"0", "1"}
-    settings = setup.recipe(lora=Lora(first_layer=2))
-    with pytest.raises(InputError, match=r"lora.first_layer 2: .*base has layers 0 to 1"):
-        reward.train_reward_model(shards, base, settings, 0, tmp_path / "other", tmp_path / "other_state")
-
-
-def test_an_adapter_on_bfloat16_weights_is_trained_in_float32(tmp_path: Path) -> None:
-    base = checkpoints.chatml(tmp_path / "base")
-    shards = setup.write_shards(tmp_path / "shards", planted(70))
-    settings = setup.recipe(epochs=2.5, lora=Lora(rank=4, alpha=8), learning_rate=1e-2, compute="bfloat16")
-    facts = reward.train_reward_model(shards, base, settings, 0, tmp_path / "out", tmp_path / "state")
-    assert facts["compute"] == "bfloat16"
-    assert load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"].dtype == torch.bfloat16
-    assert facts["last_loss"] < 0.3 < 0.5 < facts["first_loss"]
-
-
-def test_an_adapter_that_reads_its_inputs_as_they_come_computes_the_same(tmp_path: Path) -> None:
-    base = load_reward_model(checkpoints.chatml(tmp_path / "base"), torch.bfloat16, finished=False, seed=0)
-    adapter = adapters.lora_config(setup.recipe(lora=Lora(rank=4, alpha=8)), "SEQ_CLS", trained_whole=["score"])
-    model = peft.get_peft_model(base, adapter, autocast_adapter_dtype=False)
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1)
-    ids = torch.arange(40).view(2, 20)
-
-    def scores(precise: bool) -> torch.Tensor:
-        if precise:
-            adapters.keep_adapter_precise(model)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            found: torch.Tensor = model(input_ids=ids).logits
-        return found
-
-    assert torch.equal(scores(precise=False), scores(precise=True))
-    types = {weight.dtype for weight in model.parameters() if weight.requires_grad}
-    assert types == {torch.float32}
-    assert {weight.dtype for weight in model.parameters()} == {torch.float32, torch.bfloat16}
-
-
-def test_an_adapter_added_in_one_pass_computes_and_learns_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = load_reward_model(checkpoints.chatml(tmp_path / "base"), finished=False, seed=0)
-    lora = Lora(rank=4, alpha=12, dropout=0.2)
-    model = peft.get_peft_model(base, adapters.lora_config(setup.recipe(lora=lora), "SEQ_CLS", trained_whole=["score"]))
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1)
-    model.train()
-    ids = torch.arange(40).view(2, 20)
-
-    def learned() -> dict[str, torch.Tensor]:
-        torch.manual_seed(0)  # of the dropout
-        model.zero_grad()
-        scores = model(input_ids=ids).logits
-        scores.square().sum().backward()
-        found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-        return {"scores": scores.detach(), **found}
-
-    theirs = learned()
-    with adapters.added_once(model):
-        ours = learned()
-        monkeypatch.setattr(adapters.AddedOnce, "forward", staticmethod(lambda *_, result, **__: result))
-        without = learned()["scores"]
-    assert len(theirs) > 10
-    for name, expected in theirs.items():
-        torch.testing.assert_close(ours[name], expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
-    assert not torch.allclose(without, theirs["scores"], rtol=1e-2)  # the adapter counts, and is added by ours inside
-    assert torch.equal(learned()["scores"], theirs["scores"])  # outside by peft's own
-
-
 def test_updates_that_bfloat16_swallows_are_counted() -> None:
     """Between 1 and 2 bfloat16 numbers lie 2^-7 apart, around 2^-5 2^-12: a step of 2^-10 is lost or not.
 
@@ -343,7 +257,7 @@ def test_updates_that_bfloat16_swallows_are_counted() -> None:
 def test_weights_kept_in_bfloat16(tmp_path: Path) -> None:
     """At a rate of 1e-6 nearly every update of weights around 0.2 is lost."""
     base = checkpoints.chatml(tmp_path / "base")
-    shards = setup.write_shards(tmp_path / "shards", planted(32))
+    shards = setup.write_shards(tmp_path / "shards", setup.planted(32))
     settings = setup.recipe(weights="bfloat16", compute="auto", learning_rate=1e-6)
     facts = reward.train_reward_model(shards, base, settings, 0, tmp_path / "out", tmp_path / "state")
     assert (facts["weights"], facts["compute"]) == ("bfloat16", "bfloat16")

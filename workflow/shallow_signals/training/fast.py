@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from shallow_signals.models.tree import refuse_unsupported, row_length
+from shallow_signals.training.adapters import added_once
 from shallow_signals.training.pairs import PairBatch, PairIds, batch_pairs, pair_rows
 from shallow_signals.training.steps import SortedSteps, balanced
 
@@ -38,6 +39,11 @@ class FastPairTrainer:
         self._sampler = sampler
         self._share_prompt = share_prompt
         self._tally = torch.zeros(3, dtype=torch.float64)  # pairs, correct ones, sum of margins since the last log
+
+    def train(self, *arguments: Any, **settings: Any) -> Any:
+        """TRL's training; what an adapter adds takes fewer passes than peft's (`adapters.AddedOnce`)."""
+        with added_once(self.model):
+            return super().train(*arguments, **settings)  # type: ignore[misc]
 
     def margins(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """The micro-batch's margins of chosen over rejected, float32 [pairs], with gradients."""

@@ -19,7 +19,7 @@ from shallow_signals.config.recipes import Recipe
 from shallow_signals.files import InputError, replacing_folder, write_json
 from shallow_signals.models.load import load_tokenizer
 from shallow_signals.models.templates import Bos, read_template
-from shallow_signals.training.adapters import added_once, keep_adapter_precise
+from shallow_signals.training.adapters import keep_adapter_precise
 from shallow_signals.training.pairs import read_pairs, row_shapes
 from shallow_signals.training.resume import MarkComplete, finish, naming_full_disk, newest_complete
 from shallow_signals.training.rounding import LostUpdates
@@ -122,7 +122,7 @@ def complete_run(trainer: Any, run: Run, out: Path, **facts: Any) -> dict[str, A
     """
     if run.arguments["bf16"]:
         keep_adapter_precise(trainer.model)
-    with naming_full_disk(run.state), added_once(trainer.model):
+    with naming_full_disk(run.state):
         _train(trainer, run.checkpoint)
     recipe, sampler, steps = run.recipe, run.sampler, trainer.state.global_step
     orders = _orders(sampler, steps)
