@@ -69,6 +69,14 @@ def test_table_3_in_every_configuration(workflow: Workflow) -> None:
     assert "judge_outputs_skywork" not in workflow.planned("--configfile", "config/small.yaml", "--", "all")
 
 
+def test_small_policies_are_read_by_one_process(workflow: Workflow) -> None:
+    """All that figure 2 asks of: the policy and, for `topshare`, those trained on one half each."""
+    together = workflow.planned("--configfile", "micro.yaml", "--", "figure2")
+    assert together["score_dpo_logprobs_one_one"] == 1 and "score_dpo_logprobs" not in together
+    apart = workflow.planned("--configfile", "micro.yaml", "--config", "process_per=model", "--", "figure2")
+    assert apart["score_dpo_logprobs"] == 3
+
+
 def test_figures_3_and_4_in_every_configuration(workflow: Workflow) -> None:
     """One decoding run an instruction set; policies trained again only where they are asked for."""
     paper = workflow.planned("figure3", "figure4", "dominance")

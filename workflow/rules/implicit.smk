@@ -75,13 +75,55 @@ def compute_of(dataset):
     return trained[0] if trained else "auto"
 
 
+def policies_read(name):
+    """(truncation, seed) of the DPO policies that an implicit reward reads, by what it reads them for; empty lists where
+    its policy is a base model.
+
+    `policy`: one a seed. `half1`, `half2`: trained on one half of the pairs (`topshare`). `shuffled`: trained on shuffled
+    labels, the first seed of each shuffle. The last three only where held-out pairs are read.
+    """
+    spec = STUDY.implicit_rewards[name]
+    read = {part: [] for part in ("policy", *HALVES, "shuffled")}
+    if (trained := STUDY.dpo.get(spec.policy)) is None:
+        return read
+    read["policy"] = [("full", seed) for seed in trained.seeds_of("full")]
+    if spec.part == "all":
+        return read
+    if set(HALVES) <= set(trained.truncations):
+        first, second = (trained.seeds_of(half) for half in HALVES)
+        read |= {half: [(half, seed) for seed in first if seed in second] for half in HALVES}
+    shuffles = [t for t in trained.truncations if parse_truncation(t).kind == "shuffled"]
+    read["shuffled"] = [(t, trained.seeds_of(t)[0]) for t in shuffles]
+    return read
+
+
+def policy_logprobs(policy, members, dataset):
+    """Files of log-probabilities of a DPO experiment's policies on a data set."""
+    return [results(f"logprobs/dpo/{policy}/{t}/seed{s}/{dataset}.parquet") for t, s in members]
+
+
+def logprobs_read(name, part):
+    """Files of log-probabilities that an implicit reward reads for a `part` of `policies_read`."""
+    spec = STUDY.implicit_rewards[name]
+    return policy_logprobs(spec.policy, policies_read(name)[part], spec.dataset)
+
+
+def read_together():
+    """(DPO experiment, data set) -> the (truncation, seed) of all its policies that this run reads on it."""
+    together = {}
+    for name in implicit_rewards():
+        spec = STUDY.implicit_rewards[name]
+        for members in policies_read(name).values():
+            together.setdefault((spec.policy, spec.dataset), {}).update(dict.fromkeys(members))
+    return {key: list(members) for key, members in together.items() if members}
+
+
 def implicit_policies(name):
     """Files of log-probabilities of an implicit reward's policy: one a seed of a DPO experiment, or a base model's."""
     spec = STUDY.implicit_rewards[name]
     if spec.policy not in STUDY.dpo:
         return [results(f"logprobs/base/{spec.policy}/{spec.dataset}.parquet")]
-    seeds = STUDY.dpo[spec.policy].seeds_of("full")
-    return [results(f"logprobs/dpo/{spec.policy}/full/seed{s}/{spec.dataset}.parquet") for s in seeds]
+    return logprobs_read(name, "policy")
 
 
 def implicit_models(name):
@@ -94,35 +136,9 @@ def implicit_models(name):
     return [results(f"models/dpo/{spec.policy}/full/seed{s}") for s in seeds], reference
 
 
-def implicit_half(name, half):
-    """Log-probabilities of the policies trained on one half of the pairs (`topshare`), one a seed; none where there
-    are no two halves, or where pairs that they were trained on are read."""
-    spec = STUDY.implicit_rewards[name]
-    trained = STUDY.dpo.get(spec.policy)
-    if trained is None or spec.part == "all" or not set(HALVES) <= set(trained.truncations):
-        return []
-    first, second = (trained.seeds_of(h) for h in HALVES)
-    common = [s for s in first if s in second]
-    return [results(f"logprobs/dpo/{spec.policy}/{half}/seed{s}/{spec.dataset}.parquet") for s in common]
-
-
-def implicit_shuffles(name):
-    """Log-probabilities of the policies trained on shuffled labels, the first seed of each shuffle; none where pairs that
-    they were trained on are read."""
-    spec = STUDY.implicit_rewards[name]
-    trained = STUDY.dpo.get(spec.policy)
-    if trained is None or spec.part == "all":
-        return []
-    shuffles = [t for t in trained.truncations if parse_truncation(t).kind == "shuffled"]
-    return [
-        results(f"logprobs/dpo/{spec.policy}/{t}/seed{trained.seeds_of(t)[0]}/{spec.dataset}.parquet")
-        for t in shuffles
-    ]
-
-
 def controlled(check):
     """Implicit rewards that a check reads beside the reward models: of policies trained on shuffled labels, too."""
-    return [i for i in implicit_rewards() if check == "shuffled" and implicit_shuffles(i)]
+    return [i for i in implicit_rewards() if check == "shuffled" and logprobs_read(i, "shuffled")]
 
 
 def reference_model(spec):
@@ -146,6 +162,11 @@ def policy_part(policy, dataset):
     """Which pairs of a data set a DPO policy is read on."""
     parts = [i.part for i in STUDY.implicit_rewards.values() if i.policy == policy and i.dataset == dataset]
     return "all" if "all" in parts else "test"
+
+
+def policy_params(policy, dataset):
+    """How a DPO experiment's policies are read on a data set."""
+    return logprob_params(dataset, STUDY.dpo[policy].model, policy_part(policy, dataset))
 
 
 def implicit_label(name):

@@ -63,7 +63,7 @@ rule probe:
 rule score_base_logprobs:
     """Log-probability of every response token under a base model, and of ending the turn at every cut: one pass."""
     input:
-        model=results("models/base/{model}"),
+        models=[results("models/base/{model}")],
         tokens=results("data/{dataset}/tokens/{model}.parquet"),
         code=code("signal.logprob_files", "states", script="score_logprobs"),
     output:
@@ -84,39 +84,66 @@ rule score_base_logprobs:
         "../scripts/score_logprobs.py"
 
 
-rule score_dpo_logprobs:
-    """The same under a DPO policy."""
-    input:
-        model=results("models/dpo/{experiment}/{truncation}/seed{seed}"),
-        tokens=lambda w: results(f"data/{w.dataset}/tokens/{STUDY.dpo[w.experiment].model}.parquet"),
-        code=code("signal.logprob_files", "states", script="score_logprobs"),
-    output:
-        logprobs=results("logprobs/dpo/{experiment}/{truncation}/seed{seed}/{dataset}.parquet"),
-    log:
-        log_of("score_dpo_logprobs/{experiment}/{truncation}/seed{seed}/{dataset}"),
-    benchmark:
-        benchmark_of("score_dpo_logprobs/{experiment}/{truncation}/seed{seed}/{dataset}")
-    conda:
-        "../../envs/core.yaml"
-    resources:
-        **gpus(1),
-        mem_mb=memory_for(48000),
-        runtime=minutes_for(60, "logprobs/dpo/{experiment}/{truncation}/seed{seed}/{dataset}.parquet"),
-    params:
-        scoring=lambda w: logprob_params(
-            w.dataset, STUDY.dpo[w.experiment].model, policy_part(w.experiment, w.dataset)
-        ),
-    script:
-        "../scripts/score_logprobs.py"
+if STUDY.process_per == "model":
+
+    rule score_dpo_logprobs:
+        """The same under a DPO policy."""
+        input:
+            models=[results("models/dpo/{experiment}/{truncation}/seed{seed}")],
+            tokens=lambda w: results(f"data/{w.dataset}/tokens/{STUDY.dpo[w.experiment].model}.parquet"),
+            code=code("signal.logprob_files", "states", script="score_logprobs"),
+        output:
+            logprobs=results("logprobs/dpo/{experiment}/{truncation}/seed{seed}/{dataset}.parquet"),
+        log:
+            log_of("score_dpo_logprobs/{experiment}/{truncation}/seed{seed}/{dataset}"),
+        benchmark:
+            benchmark_of("score_dpo_logprobs/{experiment}/{truncation}/seed{seed}/{dataset}")
+        conda:
+            "../../envs/core.yaml"
+        resources:
+            **gpus(1),
+            mem_mb=memory_for(48000),
+            runtime=minutes_for(60, "logprobs/dpo/{experiment}/{truncation}/seed{seed}/{dataset}.parquet"),
+        params:
+            scoring=lambda w: policy_params(w.experiment, w.dataset),
+        script:
+            "../scripts/score_logprobs.py"
+
+else:
+    for (_e, _d), _m in read_together().items():
+
+        rule:
+            name:
+                f"score_dpo_logprobs_{_e}_{_d}"
+            input:
+                models=[results(f"models/dpo/{_e}/{t}/seed{s}") for t, s in _m],
+                tokens=results(f"data/{_d}/tokens/{STUDY.dpo[_e].model}.parquet"),
+                code=code("signal.logprob_files", "states", script="score_logprobs"),
+            output:
+                logprobs=policy_logprobs(_e, _m, _d),
+            log:
+                log_of(f"score_dpo_logprobs/{_e}/{_d}"),
+            benchmark:
+                benchmark_of(f"score_dpo_logprobs/{_e}/{_d}")
+            conda:
+                "../../envs/core.yaml"
+            resources:
+                **gpus(1),
+                mem_mb=memory_for(4000),
+                runtime=minutes_for(60),
+            params:
+                scoring=policy_params(_e, _d),
+            script:
+                "../scripts/score_logprobs.py"
 
 
 rule gather_implicit_rewards:
     """Accuracy of implicit rewards at every cut: arithmetic on log-probabilities."""
     input:
         policies=lambda w: implicit_policies(w.implicit),
-        half1=lambda w: implicit_half(w.implicit, "half1"),
-        half2=lambda w: implicit_half(w.implicit, "half2"),
-        shuffled=lambda w: implicit_shuffles(w.implicit),
+        half1=lambda w: logprobs_read(w.implicit, "half1"),
+        half2=lambda w: logprobs_read(w.implicit, "half2"),
+        shuffled=lambda w: logprobs_read(w.implicit, "shuffled"),
         reference=lambda w: implicit_reference(w.implicit),
         tokens=lambda w: implicit_tokens(w.implicit),
         code=code("signal.curves", script="gather_implicit_rewards"),

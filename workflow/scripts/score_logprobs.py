@@ -1,4 +1,4 @@
-"""Score pairs under one causal language model, one pass a pair."""
+"""Score pairs under causal language models, one pass a pair and model."""
 
 from job import job
 
@@ -13,8 +13,10 @@ with job(snakemake):
     from shallow_signals.states import state_folder
 
     torch.set_num_threads(snakemake.threads)
-    out, params = Path(snakemake.output.logprobs), snakemake.params.scoring
-    inputs = {"model": Path(snakemake.input.model), "tokens": Path(snakemake.input.tokens)}
-    hashes = {name: content_hash(path) for name, path in inputs.items()}
-    facts = score_logprobs(**inputs, out=out, state=state_folder(out, params, hashes), **params)
-    write_json(out.with_suffix(".meta.json"), sidecar(params, hashes, **facts))
+    tokens, params = Path(snakemake.input.tokens), snakemake.params.scoring
+    fixed = {"tokens": content_hash(tokens)}
+    for folder, output in zip(snakemake.input.models, snakemake.output, strict=True):
+        model, out = Path(folder), Path(output)
+        hashes = {"model": content_hash(model), **fixed}
+        facts = score_logprobs(model=model, tokens=tokens, out=out, state=state_folder(out, params, hashes), **params)
+        write_json(out.with_suffix(".meta.json"), sidecar(params, hashes, **facts))
