@@ -77,6 +77,19 @@ def test_small_policies_are_read_by_one_process(workflow: Workflow) -> None:
     assert apart["score_dpo_logprobs"] == 3
 
 
+def test_layers_that_models_share_are_read_once(workflow: Workflow) -> None:
+    """For each test set of an experiment with an adapter on its upper layers; never for the paper's whole models."""
+    path = workflow.folder / "micro.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("reward_recipes:\n  tiny: {", "reward_recipes:\n  tiny: {lora: {first_layer: 1}, "))
+    assert workflow.planned("--configfile", "micro.yaml", "--", "tables")["read_trunk"] == 4
+    apart = workflow.planned("--configfile", "micro.yaml", "--config", "process_per=model", "--", "tables")
+    assert apart["read_trunk"] == 4
+    path.write_text(text)
+    assert "read_trunk" not in workflow.planned("--configfile", "micro.yaml", "--", "tables")
+    assert "read_trunk" not in workflow.planned("tables")
+
+
 def test_figures_3_and_4_in_every_configuration(workflow: Workflow) -> None:
     """One decoding run an instruction set; policies trained again only where they are asked for."""
     paper = workflow.planned("figure3", "figure4", "dominance")

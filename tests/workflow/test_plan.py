@@ -76,6 +76,24 @@ def test_kept_beginnings_are_read_with_the_whole(workflow: Workflow, monkeypatch
     assert 0 < full == head < tail
 
 
+def test_a_trunk_and_the_rest_of_a_model_are_one_whole_reading(
+    workflow: Workflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workflow.folder)
+
+    def flops(path: str, first_layer: int = 0) -> float:
+        recipe = f"reward_recipes: {{tiny: {{lora: {{rank: 4, first_layer: {first_layer}}}}}}}"
+        Path("adapter.yaml").write_text(recipe, encoding="utf-8")
+        study = read_study(None, [Path("micro.yaml"), Path("adapter.yaml")]).study
+        return Planner(Sizes(study, Path("nowhere"))).of(path).flops
+
+    for test in ("heldout", "planted"):
+        scored, trunk = f"evaluations/reward/one/full/seed1/{test}.parquet", f"trunks/one/{test}.safetensors"
+        whole, rest, below = flops(scored), flops(scored, first_layer=1), flops(trunk, first_layer=1)
+        assert 0 < rest < whole
+        assert rest + below == pytest.approx(whole)
+
+
 def test_every_job_is_in_the_plan(workflow: Workflow) -> None:
     printed = plan(workflow, "--configfile", "micro.yaml")
     assert printed.returncode == 0, printed.stdout

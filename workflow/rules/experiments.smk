@@ -127,16 +127,22 @@ def scoring_params(experiment):
     return {**{key: getattr(recipe, key) for key in keys}, "cuts": STUDY.cuts}
 
 
+def trunk_of(experiment, test):
+    """What the layers that an experiment's models share make of a test set, as a list of none or one."""
+    return [results(f"trunks/{experiment}/{test}.safetensors")] if STUDY.shared_layers(experiment) else []
+
+
 def heldout_shards(experiment, truncations):
     """Held-out pairs, whole and as each truncation keeps them."""
     cut = [t for t in truncations if not parse_truncation(t).keeps_text]
     return [shards_for(experiment, t) for t in ["full", *cut]]
 
 
-def benchmark_tokens(experiment, benchmark):
-    return results(
-        f"data/{STUDY.benchmarks[benchmark].dataset}/tokens/{STUDY.reward_models[experiment].model}.parquet"
-    )
+def tested_tokens(experiment, test):
+    """The tokens of the pairs that a test set is drawn from: `heldout`, or a benchmark."""
+    spec = STUDY.reward_models[experiment]
+    dataset = spec.dataset if test == "heldout" else STUDY.benchmarks[test].dataset
+    return results(f"data/{dataset}/tokens/{spec.model}.parquet")
 
 
 def scores_by_seed(experiment, test):

@@ -4,8 +4,38 @@
 # Makes: models/reward/{experiment}/{truncation}/seed{seed}/ (an ordinary checkpoint with training.json)
 #        evaluations/reward/{experiment}/{truncation}/seed{seed}/heldout.parquet
 #
+# Where a recipe's adapter leaves a model's first layers alone, `read_trunk` keeps what they make of the tests' tokens
+# until all models of the experiment have been scored from there: trunks/{experiment}/{test}.safetensors
+#
 # `process_per: model` is one job a model. `process_per: experiment` trains (and scores) all models of an experiment
 # in one process: for models so small that starting the process would cost more than the training.
+
+
+rule read_trunk:
+    """What the layers that an experiment's models share make of a test set, for all of them."""
+    input:
+        base=lambda w: results(f"models/base/{STUDY.reward_models[w.experiment].model}"),
+        shards=lambda w: [shards_for(w.experiment, "full")] if w.test == "heldout" else [],
+        tokens=lambda w: tested_tokens(w.experiment, w.test),
+        code=code("evaluation.score_runs", script="read_trunk"),
+    output:
+        states=temp(results("trunks/{experiment}/{test}.safetensors")),
+    log:
+        log_of("read_trunk/{experiment}/{test}"),
+    benchmark:
+        benchmark_of("read_trunk/{experiment}/{test}")
+    conda:
+        "../../envs/core.yaml"
+    resources:
+        **gpus(1),
+        mem_mb=memory_for(32000),
+        runtime=minutes_for(60, "trunks/{experiment}/{test}.safetensors"),
+    params:
+        layers=lambda w: STUDY.shared_layers(w.experiment),
+        scoring=lambda w: scoring_params(w.experiment),
+        rows=lambda w: None if w.test == "heldout" else STUDY.benchmarks[w.test].rows,
+    script:
+        "../scripts/read_trunk.py"
 
 
 if STUDY.process_per == "model":
@@ -39,11 +69,9 @@ if STUDY.process_per == "model":
         input:
             models=[results("models/reward/{experiment}/{truncation}/seed{seed}")],
             shards=lambda w: heldout_shards(w.experiment, [w.truncation]),
-            tokens=lambda w: results(
-                f"data/{STUDY.reward_models[w.experiment].dataset}/tokens/"
-                f"{STUDY.reward_models[w.experiment].model}.parquet"
-            ),
-            code=code("evaluation.scores", script="score_heldout"),
+            trunk=lambda w: trunk_of(w.experiment, "heldout"),
+            tokens=lambda w: tested_tokens(w.experiment, "heldout"),
+            code=code("evaluation.score_runs", script="score_heldout"),
         output:
             scores=results("evaluations/reward/{experiment}/{truncation}/seed{seed}/heldout.parquet"),
         log:
@@ -100,8 +128,9 @@ else:
                 input:
                     models=[model_folder(_e, t, s) for t, s in _members],
                     shards=heldout_shards(_e, _spec.truncations),
-                    tokens=results(f"data/{_spec.dataset}/tokens/{_spec.model}.parquet"),
-                    code=code("evaluation.scores", script="score_heldout"),
+                    trunk=trunk_of(_e, "heldout"),
+                    tokens=tested_tokens(_e, "heldout"),
+                    code=code("evaluation.score_runs", script="score_heldout"),
                 output:
                     scores=[
                         results(f"evaluations/reward/{_e}/{t}/seed{s}/heldout.parquet") for t, s in _members

@@ -10,8 +10,9 @@ if STUDY.process_per == "model":
         """Scores of one reward model on one benchmark, whole and at every cut, row by row."""
         input:
             models=[results("models/reward/{experiment}/{truncation}/seed{seed}")],
-            tokens=lambda w: benchmark_tokens(w.experiment, w.benchmark),
-            code=code("evaluation.scores", script="score_benchmark"),
+            tokens=lambda w: tested_tokens(w.experiment, w.benchmark),
+            trunk=lambda w: trunk_of(w.experiment, w.benchmark),
+            code=code("evaluation.score_runs", script="score_benchmark"),
         output:
             scores=results("evaluations/reward/{experiment}/{truncation}/seed{seed}/{benchmark}.parquet"),
         log:
@@ -41,8 +42,9 @@ else:
                     f"score_{_b}_{_e}"
                 input:
                     models=[model_folder(_e, t, s) for t, s in members_of(_e)],
-                    tokens=benchmark_tokens(_e, _b),
-                    code=code("evaluation.scores", script="score_benchmark"),
+                    tokens=tested_tokens(_e, _b),
+                    trunk=trunk_of(_e, _b),
+                    code=code("evaluation.score_runs", script="score_benchmark"),
                 output:
                     scores=[
                         results(f"evaluations/reward/{_e}/{t}/seed{s}/{_b}.parquet")

@@ -7,9 +7,10 @@ with job(snakemake):
 
     import torch
 
-    from shallow_signals.evaluation.scores import Scoring, score_benchmark
+    from shallow_signals.evaluation.score_runs import Scoring, score_benchmark
 
     torch.set_num_threads(snakemake.threads)
+    trunk = next(map(Path, snakemake.input.trunk), None)
     for model, scores in zip(snakemake.input.models, snakemake.output, strict=True):
         score_benchmark(
             Path(model),
@@ -17,4 +18,5 @@ with job(snakemake):
             snakemake.params.rows,
             Scoring(**snakemake.params.scoring),
             Path(scores),
+            trunk,
         )

@@ -8,10 +8,11 @@ with job(snakemake):
     import torch
 
     from shallow_signals.config.truncation import parse
-    from shallow_signals.evaluation.scores import Scoring, score_heldout
+    from shallow_signals.evaluation.score_runs import Scoring, score_heldout
 
     torch.set_num_threads(snakemake.threads)
     by_truncation = {Path(folder).name: Path(folder) for folder in snakemake.input.shards}
+    trunk = next(map(Path, snakemake.input.trunk), None)
     members = zip(snakemake.params.members, snakemake.input.models, snakemake.output, strict=True)
     for (truncation, _), model, scores in members:
         kept = None if parse(truncation).keeps_text else by_truncation[truncation]
@@ -22,4 +23,5 @@ with job(snakemake):
             Path(snakemake.input.tokens),
             Scoring(**snakemake.params.scoring),
             Path(scores),
+            trunk,
         )

@@ -148,6 +148,13 @@ class Study(Closed):
     page: Page | None = None  # results/<run>/README.md; null: none is written
     checks: list[Literal["planted", "shuffled", "dpo", "kl"]] = []  # instruments held against a known truth
 
+    def shared_layers(self, experiment: str) -> int:
+        """How many first layers all reward models of an experiment share with their base; 0 where there is but one."""
+        spec = self.reward_models[experiment]
+        lora = self.reward_recipes[spec.recipe].lora
+        models = sum(len(spec.seeds_of(truncation)) for truncation in spec.truncations)
+        return lora.first_layer if lora and models > 1 else 0
+
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         for key, benchmark in self.benchmarks.items():

@@ -51,7 +51,8 @@ def model_rewards(
     """
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    from shallow_signals.evaluation.readings import Layout, RewardReader, read_layout
+    from shallow_signals.evaluation.layouts import Layout
+    from shallow_signals.evaluation.readings import RewardReader, read_layout
     from shallow_signals.models.templates import prompt_ids, prompt_text, read_template
 
     reader = RewardReader(folder, compute)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from shallow_signals.config.planning import ModelShape
 from shallow_signals.config.recipes import Recipe
 from shallow_signals.config.study import DPOExperiment, RewardExperiment
 from shallow_signals.config.truncation import Truncation, parse
@@ -39,6 +40,7 @@ class Planner:
         default_factory=lambda: {
             rf"models/reward/{_MEMBER}": "_train_reward",
             rf"evaluations/reward/{_MEMBER}/(?P<test>[^/]+)\.parquet": "_score_rewards",
+            r"trunks/(?P<experiment>[^/]+)/(?P<test>[^/]+)\.safetensors": "_read_trunk",
             rf"models/dpo/{_MEMBER}": "_train_dpo",
             r"logprobs/base/(?P<model>[^/]+)/(?P<dataset>[^/]+)\.parquet": "_score_base",
             rf"logprobs/dpo/{_MEMBER}/(?P<dataset>[^/]+)\.parquet": "_score_policy",
@@ -91,25 +93,44 @@ class Planner:
         return Work(**work, trains=True, problem=fit)
 
     def _score_rewards(self, experiment: str, truncation: str, test: str) -> Work:
-        study = self.sizes.study
-        spec = study.reward_models[experiment]
-        recipe, shape = study.reward_recipes[spec.recipe], self.sizes.shape(spec.model)
+        spec, shape, cutting = *self._rewards_of(experiment), parse(truncation)
+        rows, closing, lengths, scale = self._tested(experiment, test)
+        shared = self.sizes.study.shared_layers(experiment)
+        kept = np.empty(0)
+        if test == "heldout" and (_read_apart(cutting) or (shared and cutting.kind == "min_length")):
+            max_length = self.sizes.study.reward_recipes[spec.recipe].max_length
+            kept = training_rows(cut(lengths, cutting), closing, max_length, share_prompt=True)
+        flops = body_flops(shape, rows) * (1 - shared / shape.layers) + body_flops(shape, kept)
+        return Work(
+            tokens=(rows.sum() + kept.sum()) * scale,
+            flops=flops * scale,
+            memory=inference_bytes(shape, READ, reward_model=True),
+            disk=24.0 * lengths.pairs * (len(self.sizes.study.cuts) + 1),
+        )
+
+    def _read_trunk(self, experiment: str, test: str) -> Work:
+        shape = self._rewards_of(experiment)[1]
+        rows, _, _, scale = self._tested(experiment, test)
+        return Work(
+            tokens=rows.sum() * scale,
+            flops=body_flops(shape, rows) * scale * self.sizes.study.shared_layers(experiment) / shape.layers,
+            memory=inference_bytes(shape, READ),
+        )
+
+    def _rewards_of(self, experiment: str) -> tuple[RewardExperiment, ModelShape]:
+        spec = self.sizes.study.reward_models[experiment]
+        return spec, self.sizes.shape(spec.model)
+
+    def _tested(self, experiment: str, test: str) -> tuple[Counts, int, Lengths, float]:
+        """Rows that score a test set at every cut, tokens of a closing, the pairs, and how many of each are read."""
+        study, (spec, _) = self.sizes.study, self._rewards_of(experiment)
+        recipe = study.reward_recipes[spec.recipe]
         dataset = spec.dataset if test == "heldout" else study.benchmarks[test].dataset
         lengths = self.sizes.lengths(dataset, spec.model, "test" if test == "heldout" else None)
         closing = lengths.closing if recipe.end_of_turn == "keep" else 0
-        rows = scoring_rows(lengths, closing, list(study.cuts), recipe.max_length)
-        kept = np.empty(0)
-        if test == "heldout" and _read_apart(cutting := parse(truncation)):
-            kept = training_rows(cut(lengths, cutting), closing, recipe.max_length, share_prompt=True)
-        read = np.concatenate([rows, kept])
         wanted = study.benchmarks[test].rows if test != "heldout" else None
         scale = lengths.weight * (min(1.0, wanted / lengths.pairs) if wanted else 1.0)
-        return Work(
-            tokens=read.sum() * scale,
-            flops=body_flops(shape, read) * scale,
-            memory=inference_bytes(shape, READ, reward_model=True),
-            disk=24.0 * lengths.pairs * (len(study.cuts) + 1),
-        )
+        return scoring_rows(lengths, closing, list(study.cuts), recipe.max_length), closing, lengths, scale
 
     def _score_base(self, model: str, dataset: str) -> Work:
         study = self.sizes.study
