@@ -20,16 +20,6 @@ from shallow_signals.training.pairs import cut_pair
 CLOSINGS = {"chatml": ["<|im_end|>", "\n"], "llama3": ["<|eot_id|>"], "gemma": ["<end_of_turn>", "\n"]}
 
 
-@pytest.fixture(scope="module", params=["chatml", "llama3", "gemma"])
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return Family(request.param, tmp_path_factory.mktemp(request.param))
-
-
-@pytest.fixture(scope="module")
-def chatml(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return Family("chatml", tmp_path_factory.mktemp("only"))
-
-
 @pytest.mark.parametrize("end_of_turn", ["keep", "drop"])
 def test_every_cut_equals_scoring_it_alone(family: Family, end_of_turn: str) -> None:
     closing = family.closing if end_of_turn == "keep" else []

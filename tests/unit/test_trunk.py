@@ -26,16 +26,6 @@ from shallow_signals.files import InputError, read_parquet
 SCORING = Scoring(2048, "keep", "float32", "sdpa", [25, 50, 100])
 
 
-@pytest.fixture(scope="module", params=["chatml", "llama3", "gemma"])
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return Family(request.param, tmp_path_factory.mktemp(request.param))
-
-
-@pytest.fixture(scope="module")
-def chatml(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return Family("chatml", tmp_path_factory.mktemp("only"))
-
-
 def trained(folder: Path, family: Family, layer: int, seed: int) -> Path:
     """The family's reward model, other weights in the layers from `layer` on and in its head."""
     model = AutoModelForSequenceClassification.from_pretrained(family.folder, dtype=torch.float32)

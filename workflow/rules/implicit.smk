@@ -132,8 +132,8 @@ def implicit_models(name):
     reference = results(f"models/base/{reference_model(spec)}")
     if spec.policy not in STUDY.dpo:
         return [results(f"models/base/{spec.policy}")], reference
-    seeds = STUDY.dpo[spec.policy].seeds_of("full")
-    return [results(f"models/dpo/{spec.policy}/full/seed{s}") for s in seeds], reference
+    members = policies_read(name)["policy"]
+    return [results(f"models/dpo/{spec.policy}/{t}/seed{s}") for t, s in members], reference
 
 
 def controlled(check):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,20 @@ from shallow_signals.models.tree import TOKEN_BUDGET, TreeBatch, batch_rows, fit
 from shallow_signals.models.trunk import Trunk, starting_from, stopping_at, weights_below
 
 Progress = Callable[[int, int], None]  # tokens read so far, tokens in all
+
+
+@contextmanager
+def token_bar(text: str) -> Iterator[Progress]:
+    """A bar that counts tokens, and what moves it."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    with tqdm(total=None, desc=text, unit="token", unit_scale=True) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 def read_layout(
@@ -112,40 +126,31 @@ def _batches(widths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
 
 
 class Reader:
-    """A checkpoint's tokenizer, and how its model is loaded to read layouts."""
+    """A loaded causal language model with its tokenizer, ready to read layouts."""
 
     def __init__(
         self, folder: Path, compute: Literal["auto", "float32", "bfloat16"] = "auto", attention: Attention = "sdpa"
     ) -> None:
-        self.folder, self.device = folder, pick_device()
+        device = pick_device()
         self.tokenizer = load_tokenizer(folder)
         bos_ids = read_template(self.tokenizer, "auto").bos_ids
         self.bos_id = bos_ids[0] if bos_ids else None  # as in training: a token that opens every turn is no BOS
         self.pad_id: int = self.tokenizer.pad_token_id or 0
-        self.token_budget = TOKEN_BUDGET[self.device.type]
+        self.token_budget = TOKEN_BUDGET[device.type]
         # FlashAttention takes no mask in which texts branch; the kernels give the same scores but for rounding.
-        self.kernel: Attention = "eager" if attention == "eager" else "sdpa"
-        self.dtype = pick_compute_dtype(compute, self.device)
+        kernel: Attention = "eager" if attention == "eager" else "sdpa"
+        self.model = with_grouped_attention(self._load(folder, pick_compute_dtype(compute, device), kernel, device))
+
+    def _load(self, folder: Path, dtype: torch.dtype, kernel: Attention, device: torch.device) -> Any:
+        return load_causal_lm(folder, dtype, kernel, device)
 
 
 class RewardReader(Reader):
-    """A loaded reward model, ready to read layouts."""
+    """The same of a reward model."""
 
-    def __init__(
-        self, folder: Path, compute: Literal["auto", "float32", "bfloat16"] = "auto", attention: Attention = "sdpa"
-    ) -> None:
-        super().__init__(folder, compute, attention)
-        self.model = with_grouped_attention(load_reward_model(folder, self.dtype, self.kernel, self.device))
+    def _load(self, folder: Path, dtype: torch.dtype, kernel: Attention, device: torch.device) -> Any:
+        model = load_reward_model(folder, dtype, kernel, device)
         # The head stays in float32: scores rounded to bfloat16 tie, and a tie counts as wrong.
-        head = score_head(self.model).float()
+        head = score_head(model).float()
         head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(),))
-
-
-class BaseReader(Reader):
-    """A loaded base model, whose first layers reward models share."""
-
-    def __init__(
-        self, folder: Path, compute: Literal["auto", "float32", "bfloat16"] = "auto", attention: Attention = "sdpa"
-    ) -> None:
-        super().__init__(folder, compute, attention)
-        self.model = with_grouped_attention(load_causal_lm(folder, self.dtype, self.kernel, self.device))
+        return model

@@ -49,10 +49,8 @@ def model_rewards(
     the beginning-of-sequence token out (FsfairX was trained without it). Responses to one prompt share its reading. An
     empty response is read at its closing, or, with the end of turn dropped, at the end of the prompt.
     """
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
     from shallow_signals.evaluation.layouts import Layout
-    from shallow_signals.evaluation.readings import RewardReader, read_layout
+    from shallow_signals.evaluation.readings import RewardReader, read_layout, token_bar
     from shallow_signals.models.templates import prompt_ids, prompt_text, read_template
 
     reader = RewardReader(folder, compute)
@@ -69,12 +67,7 @@ def model_rewards(
         tokens = reader.tokenizer([texts[index] for index in members], add_special_tokens=False)["input_ids"]
         layout.add_responses(len(order), prompt_tokens, tokens)
         order += members
-    with tqdm(total=None, desc=f"rewards of {len(order)} responses", unit="token", unit_scale=True) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with token_bar(f"rewards of {len(order)} responses") as progress:
         found = read_layout(reader.model, layout, reader.token_budget, reader.pad_id, progress)
     scores = np.empty(len(order))
     for number, index in enumerate(order):

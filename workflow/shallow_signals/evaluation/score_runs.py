@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 
 from shallow_signals.data.sample import stratified_sample
 from shallow_signals.evaluation.layouts import SIDES, Layout
-from shallow_signals.evaluation.readings import BaseReader, Progress, RewardReader, read_states
+from shallow_signals.evaluation.readings import Reader, RewardReader, read_states, token_bar
 from shallow_signals.evaluation.scores import KEYS, cuts_below, kept_lengths, lay_out, response_ids, score_pairs
 from shallow_signals.files import InputError, read_parquet, write_parquet
 from shallow_signals.models.load import Attention
@@ -91,11 +90,11 @@ def _write_trunk(
     closing: list[int],
     output: Path,
 ) -> None:
-    reader = BaseReader(base, scoring.compute, scoring.attention)
+    reader = Reader(base, scoring.compute, scoring.attention)
     refuse_unsupported(reader.model)
     layout = Layout(closing, scoring.max_length, reader.bos_id)
     layout, _ = lay_out(rows, list(cuts_below(scoring.cuts).values()), layout, {})
-    with _progress(f"first {layers} layers of {len(rows)} pairs") as progress:
+    with token_bar(f"first {layers} layers of {len(rows)} pairs") as progress:
         trunk = read_states(reader.model, layout, layers, reader.token_budget, reader.pad_id, progress)
     write_trunk(output, trunk)
 
@@ -115,7 +114,7 @@ class _Reader(RewardReader):
         kept: Mapping[str, tuple[int, int]] | None = None,
         trunk: Path | None = None,
     ) -> pa.Table:
-        with _progress(f"scoring {len(rows)} pairs ({test})") as progress:
+        with token_bar(f"scoring {len(rows)} pairs ({test})") as progress:
             return score_pairs(
                 self.model,
                 rows,
@@ -130,20 +129,6 @@ class _Reader(RewardReader):
                 progress=progress,
                 trunk=None if trunk is None else read_trunk(trunk),
             )
-
-
-@contextmanager
-def _progress(text: str) -> Iterator[Progress]:
-    """A bar that counts tokens."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    with tqdm(total=None, desc=text, unit="token", unit_scale=True) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield progress
 
 
 def _read_anyway(

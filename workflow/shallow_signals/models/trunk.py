@@ -37,7 +37,10 @@ class Trunk:
         if self.states.dtype != kind:
             raise InputError(f"{self.name}: holds {self.states.dtype}, the model {kind}; delete it and run again")
         if weights_below(model, self.layers) != self.weights:
-            raise InputError(f"{self.name}: the model's first {self.layers} layers are not those that made it")
+            raise InputError(
+                f"{self.name}: the model's first {self.layers} layers are not those that made it; where jobs run on "
+                "different processors, set the recipe's `compute`"
+            )
 
 
 def write_trunk(path: Path, trunk: Trunk) -> None:
