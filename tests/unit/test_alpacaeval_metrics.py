@@ -162,6 +162,16 @@ def test_planted_length_bias_is_taken_out() -> None:
     assert not length_overlap(frame).one_sided
 
 
+def test_an_effect_that_the_penalty_takes_out_keeps_its_interval() -> None:
+    """Two equal models, of which one won 44%: the package says 50.0, and 200 instructions do not say it so surely."""
+    frame = length_world(200, gap=0, spread=100, slope=0.0)
+    frame["preference"] = 1.0 + (np.random.default_rng(4).random(200) < 0.5)
+    fitted = length_controlled(frame, standin_regulariser(np.zeros(200)), QUICK)
+    raw = win_rate(frame, QUICK).win_rate
+    assert fitted.weights.intercept == 0.0 and fitted.estimate.value == 50.0
+    assert fitted.estimate.high - fitted.estimate.low == pytest.approx(raw.high - raw.low, rel=0.35)
+
+
 def test_one_sided_lengths_are_flagged() -> None:
     """All outputs longer: the number is an extrapolation, and says so."""
     frame = length_world(200, gap=100, spread=1, slope=0.02)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GLM = "length_controlled_v1"
-GROUPS = 20  # of the jackknife: twenty-one fits of a tenth of a second each
+GROUPS = 20  # of the jackknife
 MIN_ROWS = 2 * GROUPS
 ONE_SIDED = 0.05  # share of pairs below which one sign of the length difference counts as missing
 
@@ -82,7 +82,7 @@ class LengthControlled:
     approximate: bool  # True with a stand-in regulariser: not AlpacaEval's number
     lengths: LengthOverlap
     notes: tuple[str, ...]  # warnings of the fit, or why there is none
-    left_out: tuple[float, ...] = ()  # the values without each of the jackknife's groups
+    left_out: tuple[float, ...] = ()  # the weakly penalised values without each of the jackknife's groups
 
 
 def read_weights(path: Path) -> dict[str, GlmWeights]:
@@ -122,10 +122,14 @@ def length_controlled(
     """The LC win rate by the package's GLM, with a delete-group jackknife interval over instructions.
 
     Rows stand in the order of the regulariser's instructions (difficulties are looked up by position); unjudged rows
-    do not take part in the fit. The jackknife leaves out each of twenty random groups of instructions in turn and fits
-    again, so the interval includes the fit's own uncertainty (the package's standard error does not); the
-    regulariser's rows are held fixed. Where no GLM can be fitted (fewer than 40 judged rows, or all length differences
-    equal) the value is NaN and a note says so. Raises `InputError` when rows and regulariser do not match.
+    do not take part in the fit. The value is the package's, with a penalty chosen by cross-validation. The jackknife
+    leaves out each of twenty random groups of instructions in turn and fits again with the package's weak fixed
+    penalty. (The choice jumps from subset to subset, down to a penalty that takes the model's effect out: twenty times
+    50.0 would be an interval of no width.) So the interval includes the fit's own uncertainty, which the package's
+    standard error does not, but not that of the choice; the regulariser's rows are held fixed.
+
+    Where no GLM can be fitted (fewer than 40 judged rows, or all length differences equal) the value is NaN and a note
+    says so. Raises `InputError` when rows and regulariser do not match.
     """
     from alpaca_eval.metrics.glm_winrate import get_is_extreme_changes
 
@@ -139,7 +143,7 @@ def length_controlled(
         with _local_files(regulariser):
             fit = _fit(frame)
             groups = np.array_split(np.random.default_rng(settings.seed).permutation(len(frame)), GROUPS)
-            left_out = [_fit(frame.drop(index=frame.index[group])).value for group in groups]
+            left_out = [_fit(frame.drop(index=frame.index[group]), choose_penalty=False).value for group in groups]
         extreme = bool(get_is_extreme_changes(100 * float(win_scores(frame)[judged].mean()), fit.value))
         low, high = _jackknife_interval(fit.value, left_out, settings.confidence)
         low, high, method = max(low, 0.0), min(high, 100.0), f"jackknife over {GROUPS} groups of instructions"
@@ -218,10 +222,10 @@ def _unfit(frame: pd.DataFrame, judged: NDArray[np.intp]) -> str | None:
     return None
 
 
-def _fit(frame: pd.DataFrame) -> GlmFit:
-    """Fit; inside `_local_files` only."""
+def _fit(frame: pd.DataFrame, choose_penalty: bool = True) -> GlmFit:
+    """Fit; inside `_local_files` only. With `choose_penalty` False at the package's default for a fit without folds."""
     import sklearn
-    from alpaca_eval.metrics.glm_winrate import get_length_controlled_winrate
+    from alpaca_eval.metrics.glm_winrate import GLM_INFO, get_length_controlled_winrate
     from sklearn.exceptions import ConvergenceWarning
 
     with (
@@ -231,7 +235,11 @@ def _fit(frame: pd.DataFrame) -> GlmFit:
     ):
         warnings.simplefilter("always")
         metrics: dict[str, Any] = get_length_controlled_winrate(
-            frame.copy(), glm_name=GLM, save_weights_dir=folder, is_warn_extreme_changes=False
+            frame.copy(),
+            glm_name=GLM,
+            glm_info=GLM_INFO[GLM] if choose_penalty else {**GLM_INFO[GLM], "kwargs": {"n_splits": 0}},
+            save_weights_dir=folder,
+            is_warn_extreme_changes=False,
         )
         weights = read_weights(Path(folder) / GLM / "baseline_reference.csv")["model"]
     value = float(metrics["length_controlled_winrate"])
