@@ -67,12 +67,21 @@ def folder(tmp_path: Path) -> Path:
         for truncation, x in (("full", 50), ("full", 85), ("full", 100), ("tail50", 50), ("head50", 100))
     ]
     pd.DataFrame(read, columns=curves.COLUMNS).to_csv(results / "figures/reward_by_cut.csv", index=False)
+    (results / "probe").mkdir()
+    for number, probe in enumerate(("second", "first")):
+        rows = [("plain", side, 50, side, 0.623 + number / 100, 0.601, 0.657, 900) for side in ("full", "length")]
+        names = ["split", "train_side", "ratio", "test", "accuracy", "low", "high", "n"]
+        pd.DataFrame(rows, columns=names).to_csv(results / "probe" / f"{probe}.csv", index=False)
     (results / "benchmarks/train").mkdir(parents=True)
     (results / "benchmarks/train/one.tsv").write_text("s\tmax_rss\n12.5\t800\n")
     (results / "benchmarks/train/two.tsv").write_text("s\tmax_rss\n7.5\t-\n")
     write_json(
         results / "run.json",
-        run_facts("some", {"title": "A study", "summary": "What it is."}, results / "benchmarks"),
+        run_facts(
+            "some",
+            {"title": "A study", "summary": "What it is.", "probes": {"second": "HH, all", "first": "Essays"}},
+            results / "benchmarks",
+        ),
     )
     write_page(results)
     return results
@@ -105,6 +114,8 @@ def test_what_it_says(folder: Path) -> None:
     )
     assert f"{whole}; 0.561 [0.391, 0.722] read to the half." in text
     assert "trained on first halves (400 pairs): 0.611 [0.391, 0.722] read whole" in text
+    first, second = text.index("### HH, all\n\n![Probe of HH, all](probe/second.png)"), text.index("### Essays")
+    assert text.index("900 pairs, plain: 0.623 [0.601, 0.657]") in range(first, second)  # in the order of the run
 
 
 @pytest.mark.parametrize(

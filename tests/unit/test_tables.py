@@ -257,6 +257,10 @@ def test_controls_set_a_tail_against_the_head_of_its_size(tmp_path: Path) -> Non
     means = [plain_accuracy(paths, "front", f"shuffled{i}", {"s"}) for i in range(1, 6)]
     assert shuffled.by_seed == pytest.approx(means)
     assert shuffled.estimate.low < 0.5 < shuffled.estimate.high
+    fewer = {key: path for key, path in paths.items() if key[1] in ("full", "shuffled1")}
+    alone = controls(fewer, {"front": "Front"}, QUICK).rows[-1]
+    assert alone.label == "shuffled labels (one shuffle)"
+    assert np.isnan(alone.cells[0].estimate.low) and "no interval" in alone.cells[0].note
     assert not any(cell.mark for row in table.rows for cell in row.cells)
     text = to_markdown(table)
     assert "0.6100 |" in text  # computed: no interval

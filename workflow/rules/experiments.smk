@@ -174,6 +174,12 @@ def shown(experiments):
     return rows
 
 
+def page_params():
+    """What the results page says that no result does: its title and summary, and the probes' labels in their order."""
+    probes = {name: STUDY.datasets[STUDY.probes[name].dataset].label for name in STUDY.probe}
+    return {**(plain(STUDY.page) if STUDY.page else {}), "probes": probes}
+
+
 def dpo_experiments():
     """Names of the DPO experiments of this run: those behind its tables and figures."""
     policies = [STUDY.implicit_rewards[name].policy for name in implicit_rewards()]

@@ -225,7 +225,7 @@ rule write_page:
         "../../envs/core.yaml"
     params:
         run=STUDY.run,
-        page=plain(STUDY.page) if STUDY.page else {},
+        page=page_params(),
     script:
         "../scripts/write_page.py"
 

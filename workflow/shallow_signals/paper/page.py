@@ -51,7 +51,7 @@ def render_page(folder: Path) -> str:
         facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{folder}: no run.json; make it with the target `page`") from error
-    parts = [*_opening(facts), *_tables(folder), *_figures(folder), *_probes(folder), *_provenance(facts)]
+    parts = [*_opening(facts), *_tables(folder), *_figures(folder), *_probes(folder, facts), *_provenance(facts)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -102,14 +102,14 @@ def _figures(folder: Path) -> Iterator[str]:
             yield from _read(table, reading)
 
 
-def _probes(folder: Path) -> Iterator[str]:
-    tables = sorted((folder / "probe").glob("*.csv"))
-    if tables:
+def _probes(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
+    labels = facts["params"].get("probes", {})
+    if labels:
         yield "## Probe: what a bag of words says"
-    for table in tables:
-        yield f"### {table.stem}"
-        yield f"![Probe of {table.stem}](probe/{table.stem}.png)"
-        yield from _read(table, readings.probe)
+    for name, label in labels.items():
+        yield f"### {label}"
+        yield f"![Probe of {label}](probe/{name}.png)"
+        yield from _read(folder / "probe" / f"{name}.csv", readings.probe)
 
 
 def _provenance(facts: dict[str, Any]) -> Iterator[str]:

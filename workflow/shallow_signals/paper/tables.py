@@ -263,8 +263,10 @@ def _shuffled_row(
     means = [sum(by_seed(part)) / len(part.seeds) for part in parts]
     estimate = mean_over_runs(means, parts[0].n, int(np.unique(parts[0].clusters).size), settings, "shuffles")
     ties = sum(int(part.ties.sum()) for part in parts)
-    cell = Cell(estimate, seeds=parts[0].seeds, by_seed=tuple(means), ties=ties)
-    return Row(label, f"shuffled labels (mean of {len(parts)})", (cell, *rest))
+    note = "no interval: it would be over shuffles, of which this run has one" if len(parts) == 1 else ""
+    cell = Cell(estimate, seeds=parts[0].seeds, by_seed=tuple(means), ties=ties, note=note)
+    many = f"mean of {len(parts)}" if len(parts) > 1 else "one shuffle"
+    return Row(label, f"shuffled labels ({many})", (cell, *rest))
 
 
 def _head_of_equal_size(truncation: str) -> str | None:
