@@ -29,7 +29,8 @@ import torch
 from pair_training import Models, smollm2, training_pairs
 
 from shallow_signals.evaluation.scores import score_pairs
-from shallow_signals.models.logprobs import PairTokens, ResponseLogprobs, score_rows
+from shallow_signals.models.logprobs import PairTokens, score_rows
+from shallow_signals.models.records import ResponseLogprobs
 from shallow_signals.models.tree import TOKEN_BUDGET
 
 GRID = [5, 10, 15, 20, 25, 33, 40, 50, 60, 75, 90, 100]

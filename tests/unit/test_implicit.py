@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shallow_signals.models.logprobs import ResponseLogprobs
+from shallow_signals.models.records import ResponseLogprobs
 from shallow_signals.signal import implicit
 from shallow_signals.signal.implicit import LogRatios, PairRatios
 

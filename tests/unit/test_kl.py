@@ -24,7 +24,7 @@ from shallow_signals.decoding import (
 )
 from shallow_signals.decoding import texts as texts_module
 from shallow_signals.decoding.kl import argmax_rank, log_probs
-from shallow_signals.decoding.strategies import tilt
+from shallow_signals.decoding.mixture import tilt
 from shallow_signals.decoding.streams import ESTIMATES, uniforms
 from shallow_signals.files import InputError
 from two_models import adapter, next_logps, some_prompts, two_models

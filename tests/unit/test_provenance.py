@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from shallow_signals.files import replacing, write_json
 from shallow_signals.provenance import ROOT, code_of, content_hash, sidecar
+
+SCRIPTS = ROOT.parent / "scripts"
 
 
 def names(*modules: str) -> set[str]:
@@ -57,6 +60,19 @@ def test_layers_import_one_way() -> None:
         for name in names(module):
             if "/" in name and not name.endswith("__init__.py"):
                 assert rank[name.split("/")[0]] <= rank[layer], f"{module} reaches {name}"
+
+
+def test_arithmetic_on_results_loads_no_torch() -> None:
+    """Gathering, tables and figures: dozens of short jobs, each of which would wait seconds for it."""
+    scripts = [
+        script for name in ("gather_*", "draw_*", "make_table*", "write_page") for script in SCRIPTS.glob(f"{name}.py")
+    ]
+    trees = [ast.walk(ast.parse(script.read_text(encoding="utf-8"))) for script in scripts]
+    imports = {ast.unparse(node) for tree in trees for node in tree if isinstance(node, ast.Import | ast.ImportFrom)}
+    lines = [line for line in imports if line.startswith(("import", "from shallow_signals"))]
+    assert len(lines) > len(scripts)
+    code = "\n".join([*lines, "import sys", "print('torch' in sys.modules)"])
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_content_hash_sees_bytes_and_names(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from shallow_signals.decoding import (
     sampling_logps,
 )
 from shallow_signals.decoding.kl import log_probs
-from shallow_signals.decoding.strategies import tilt
+from shallow_signals.decoding.mixture import tilt
 from shallow_signals.files import InputError
 
 ROWS, VOCABULARY = 6, 300

@@ -5,6 +5,8 @@
 #        data/{dataset}/tokens/{model}.parquet
 #        data/{dataset}/shards/{model}/{truncation}/
 #        data/instructions/{instructions}.parquet (+ .json)
+#
+# `process_per: model` writes one truncation a job, `process_per: experiment` all of a data set that the run uses.
 
 
 rule write_config:
@@ -73,26 +75,32 @@ rule tokenize_pairs:
         "../scripts/tokenize_pairs.py"
 
 
-rule write_shards:
-    """One truncation of a data set, as chat pairs and as token ids."""
-    input:
-        tokens=results("data/{dataset}/tokens/{model}.parquet"),
-        pairs=results("data/{dataset}/pairs.parquet"),
-        model=results("models/base/{model}"),
-        code=code("data.shards", script="write_shards"),
-    output:
-        shards=directory(results("data/{dataset}/shards/{model}/{truncation}")),
-    log:
-        log_of("write_shards/{dataset}/{model}/{truncation}"),
-    benchmark:
-        benchmark_of("write_shards/{dataset}/{model}/{truncation}")
-    conda:
-        "../../envs/core.yaml"
-    resources:
-        mem_mb=memory_for(8000),
-        runtime=minutes_for(30),
-    script:
-        "../scripts/write_shards.py"
+# Truncations of a data set, as chat pairs and as token ids.
+for _place, _dataset, _model, _truncations in shard_jobs():
+
+    rule:
+        name:
+            "write_shards" if STUDY.process_per == "model" else f"write_shards_{_dataset}_{_model}"
+        input:
+            tokens=results(f"data/{_dataset}/tokens/{_model}.parquet"),
+            pairs=results(f"data/{_dataset}/pairs.parquet"),
+            model=results(f"models/base/{_model}"),
+            code=code("data.shards", script="write_shards"),
+        output:
+            shards=[directory(results(f"data/{_dataset}/shards/{_model}/{t}")) for t in _truncations],
+        log:
+            log_of(f"write_shards/{_place}"),
+        benchmark:
+            benchmark_of(f"write_shards/{_place}")
+        conda:
+            "../../envs/core.yaml"
+        resources:
+            mem_mb=memory_for(8000),
+            runtime=minutes_for(30),
+        params:
+            truncations=_truncations,
+        script:
+            "../scripts/write_shards.py"
 
 
 rule prepare_instructions:

@@ -132,6 +132,23 @@ def trunk_of(experiment, test):
     return [results(f"trunks/{experiment}/{test}.safetensors")] if STUDY.shared_layers(experiment) else []
 
 
+def shard_jobs():
+    """What each job that writes shards makes: its place in the logs, data set, model and truncations.
+
+    One truncation a job as a pattern of wildcards; or, with `process_per: experiment`, all that this run uses of a data
+    set.
+    """
+    if STUDY.process_per == "model":
+        return [("{dataset}/{model}/{truncation}", "{dataset}", "{model}", ["{truncation}"])]
+    used = {}
+    for spec in (STUDY.reward_models[e] for e in trained_experiments()):
+        tested = ["full"] if spec.heldout else []
+        used.setdefault((spec.dataset, spec.model), {}).update(dict.fromkeys([*tested, *spec.truncations]))
+    for spec in (STUDY.dpo[e] for e in dpo_experiments()):
+        used.setdefault((spec.dataset, spec.model), {}).update(dict.fromkeys(spec.truncations))
+    return [(f"{d}/{m}", d, m, list(truncations)) for (d, m), truncations in used.items()]
+
+
 def heldout_shards(experiment, truncations):
     """Held-out pairs, whole and as each truncation keeps them."""
     cut = [t for t in truncations if not parse_truncation(t).keeps_text]

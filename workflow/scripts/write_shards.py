@@ -1,4 +1,4 @@
-"""Write one truncation of one data set as shards."""
+"""Write truncations of one data set as shards."""
 
 from job import job
 
@@ -13,10 +13,11 @@ with job(snakemake):
     tokenizer = Tokenizer.from_file(str(Path(snakemake.input.model) / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    write_shards(
-        Path(snakemake.input.tokens),
-        Path(snakemake.input.pairs),
-        parse(snakemake.wildcards.truncation),
-        Path(snakemake.output.shards),
-        lambda texts: [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)],
-    )
+    for truncation, shards in zip(snakemake.params.truncations, snakemake.output, strict=True):
+        write_shards(
+            Path(snakemake.input.tokens),
+            Path(snakemake.input.pairs),
+            parse(truncation),
+            Path(shards),
+            lambda texts: [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)],
+        )

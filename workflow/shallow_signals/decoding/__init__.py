@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shallow_signals.decoding.kl import continuations, exact_kl, monte_carlo_kl, sequence_kl
+    from shallow_signals.decoding.mixture import sampling_logps
     from shallow_signals.decoding.records import Generation
     from shallow_signals.decoding.sampler import generate
     from shallow_signals.decoding.strategies import (
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
         parse,
         policy,
         reference,
-        sampling_logps,
     )
     from shallow_signals.decoding.texts import TextKL, text_kl
 
@@ -51,6 +51,7 @@ __all__ = [
 
 _HOMES = {
     "kl": ("continuations", "exact_kl", "monte_carlo_kl", "sequence_kl"),
+    "mixture": ("sampling_logps",),
     "records": ("Generation",),
     "sampler": ("generate",),
     "strategies": (
@@ -61,7 +62,6 @@ _HOMES = {
         "parse",
         "policy",
         "reference",
-        "sampling_logps",
     ),
     "texts": ("TextKL", "text_kl"),
 }

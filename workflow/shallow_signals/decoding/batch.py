@@ -19,10 +19,11 @@ from torch import Tensor
 from shallow_signals.decoding import streams
 from shallow_signals.decoding.cache import Track
 from shallow_signals.decoding.kl import argmax_rank, exact_kl, monte_carlo_kl
+from shallow_signals.decoding.mixture import tilt
 from shallow_signals.decoding.pair import ModelPair
 from shallow_signals.decoding.records import MEASURES, Generation
 from shallow_signals.decoding.rows import Indices, argmax, distinct, in_pieces, pick
-from shallow_signals.decoding.strategies import Rules, Strategy, coefficient, tilt
+from shallow_signals.decoding.strategies import Rules, Strategy, coefficient
 
 Floats = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from shallow_signals.files import InputError, read_parquet, write_parquet
-from shallow_signals.models.logprobs import Ints, ResponseLogprobs
+from shallow_signals.models.records import Ints, ResponseLogprobs
 
 GROUP = 512  # pairs whose results are written together
 KEYS = ["pair_id", "cluster", "subset"]

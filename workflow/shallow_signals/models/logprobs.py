@@ -12,15 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shallow_signals.models.heads import unwrapped
+from shallow_signals.models.records import Floats, ResponseLogprobs
 from shallow_signals.models.tree import Row, Segment, batch_rows, fitted_inputs, refuse_unsupported, row_length
 from shallow_signals.models.vocabulary import backbone, vocabulary_logprobs
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -30,15 +27,6 @@ class PairTokens:
     prompt: Sequence[int]
     chosen: Sequence[int]
     rejected: Sequence[int]
-
-
-@dataclass(frozen=True)
-class ResponseLogprobs:
-    """What one pass tells of one response of T tokens under one model (natural logarithms, float32)."""
-
-    tokens: Floats  # [T] log p(y_t | x, y_<t); 0 for a first token that nothing precedes
-    closing_at: Ints  # [C] numbers of tokens t after which the closing was read
-    closing: Floats  # [C] log p(closing | x, y_1..t), summed over the closing's tokens
 
 
 def cut_lengths(tokens: int, cuts: Iterable[int]) -> list[int]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from shallow_signals.gpu_claim import visible_devices
 from shallow_signals.provenance import commit, versions
 
 
@@ -59,6 +60,8 @@ def _processor() -> str:
 
 
 def _accelerator() -> str | None:
+    if not visible_devices(os.environ):
+        return None  # torch would say the same, seconds later
     import torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None

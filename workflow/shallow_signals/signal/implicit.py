@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shallow_signals.data.pairs import uniform_hash
-from shallow_signals.models.logprobs import Floats, Ints, ResponseLogprobs
+from shallow_signals.models.records import Floats, Ints, ResponseLogprobs
 
 Doubles = NDArray[np.float64]
 Side = Literal["head", "tail", "window"]

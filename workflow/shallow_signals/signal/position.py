@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shallow_signals.config.statistics import Statistics
 from shallow_signals.evaluation.statistics import Estimate, cluster_bootstrap_mean
-from shallow_signals.models.logprobs import Floats
+from shallow_signals.models.records import Floats
 from shallow_signals.signal.implicit import Doubles, LogRatios, PairRatios
 
 Run = Sequence[tuple[Floats, Floats]]  # [n] one number per token of each chosen and each rejected response

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from shallow_signals.files import InputError, read_parquet
 from shallow_signals.models.logprob_files import read_logprobs
-from shallow_signals.models.logprobs import Floats
+from shallow_signals.models.records import Floats
 from shallow_signals.signal.implicit import PairRatios, log_ratios
 
 Part = Literal["test", "all"]
