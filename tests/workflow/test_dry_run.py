@@ -77,6 +77,14 @@ def test_small_policies_are_read_by_one_process(workflow: Workflow) -> None:
     assert apart["score_dpo_logprobs"] == 3
 
 
+def test_small_shards_are_written_by_one_process(workflow: Workflow) -> None:
+    """All truncations that are trained or tested on, and no others, whichever way."""
+    together = workflow.planned("--configfile", "micro.yaml", "--", "table1")
+    assert together["write_shards_one_tiny"] == 1 and "write_shards" not in together
+    apart = workflow.planned("--configfile", "micro.yaml", "--config", "process_per=model", "--", "table1")
+    assert apart["write_shards"] > 1 and apart["train_reward_model"] > 1
+
+
 def test_layers_that_models_share_are_read_once(workflow: Workflow) -> None:
     """For each test set of an experiment with an adapter on its upper layers; never for the paper's whole models."""
     path = workflow.folder / "micro.yaml"
