@@ -176,3 +176,9 @@ def test_published_pages_agree_with_their_data() -> None:
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no run\.json"):
         render_page(tmp_path)
+
+
+def test_a_probe_that_the_run_names_and_that_is_not_there(folder: Path) -> None:
+    (folder / "probe/first.csv").unlink()
+    with pytest.raises(InputError, match=r"first\.csv"):
+        render_page(folder)

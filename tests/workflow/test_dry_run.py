@@ -78,11 +78,14 @@ def test_small_policies_are_read_by_one_process(workflow: Workflow) -> None:
 
 
 def test_small_shards_are_written_by_one_process(workflow: Workflow) -> None:
-    """All truncations that are trained or tested on, and no others, whichever way."""
-    together = workflow.planned("--configfile", "micro.yaml", "--", "table1")
-    assert together["write_shards_one_tiny"] == 1 and "write_shards" not in together
-    apart = workflow.planned("--configfile", "micro.yaml", "--config", "process_per=model", "--", "table1")
-    assert apart["write_shards"] > 1 and apart["train_reward_model"] > 1
+    """One job a data set, else one a truncation: three that reward models and two more that DPO trains on, and two."""
+    together = workflow.planned("--configfile", "micro.yaml", "--", "all")
+    assert {name: jobs for name, jobs in together.items() if name.startswith("write_shards")} == {
+        "write_shards_one_tiny": 1,
+        "write_shards_two_tiny": 1,
+    }
+    apart = workflow.planned("--configfile", "micro.yaml", "--config", "process_per=model", "--", "all")
+    assert apart["write_shards"] == 3 + 2 + 2
 
 
 def test_layers_that_models_share_are_read_once(workflow: Workflow) -> None:

@@ -131,7 +131,7 @@ def _provenance(facts: dict[str, Any]) -> Iterator[str]:
 def _read(table: Path, reading: Reading) -> Iterator[str]:
     try:
         yield from reading(pd.read_csv(table))
-    except (KeyError, IndexError) as error:
+    except (KeyError, IndexError, FileNotFoundError) as error:
         raise InputError(f"{table}: lacks what its reading needs ({error}); make it again") from error
 
 
